@@ -1,0 +1,196 @@
+#!/usr/bin/python
+"""Tell the app's instances, through NATS, which slot answers for which accounts."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from typing import Any, Optional
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.nats_client import Conflict, Entry, KeyValue, NatsError, connect
+from ansible.module_utils.traffic import Traffic, TrafficError, traffic_from, wanted
+
+DOCUMENTATION = r"""
+module: release_traffic_kv
+short_description: Tell the app's instances, through NATS, which slot answers for which accounts
+description:
+  - Writes the same four values as M(release_traffic) to a JetStream key-value bucket, which it creates if it is missing.
+  - Compare and set. If another writer comes between, the module fails, unless that one wrote the same.
+author: Trading Bot Ops (@trading-bot-ops)
+options:
+  state:
+    description: C(present) makes the bucket say what is asked; C(read) only tells.
+    type: str
+    choices: [present, read]
+    default: present
+  servers:
+    description: NATS servers, C(host:port), C(nats://host:port) or C(tls://host:port); tried in this order.
+    type: list
+    elements: str
+    required: true
+  user:
+    description: The user. It publishes to C($KV.<bucket>.>) and C($JS.API.STREAM.{INFO,CREATE,MSG.GET}.KV_<bucket>).
+    type: str
+  password:
+    description: The user's password.
+    type: str
+  tls:
+    description: Speak TLS with every server.
+    type: bool
+    default: false
+  ca_file:
+    description: The authority that signed the servers' certificates; the system's if omitted.
+    type: path
+  bucket:
+    description: The bucket's name.
+    type: str
+    default: release
+  key:
+    description: The key's name.
+    type: str
+    default: traffic
+  stable:
+    description: As for M(release_traffic).
+    type: str
+    choices: [blue, green]
+  canary:
+    description: As for M(release_traffic).
+    type: str
+    choices: [blue, green]
+  salt:
+    description: As for M(release_traffic).
+    type: str
+  cut:
+    description: As for M(release_traffic).
+    type: int
+  replicas:
+    description: How many servers keep the bucket, used when it is created.
+    type: int
+    default: 1
+  history:
+    description: How many values of the key are kept, used when the bucket is created.
+    type: int
+    default: 5
+  timeout:
+    description: Seconds that one answer of a server may take.
+    type: float
+    default: 2.0
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Tell the instances that green is stable
+  release_traffic_kv:
+    servers: ["10.0.0.40:4222"]
+    user: release
+    password: "{{ vault_nats_release_password }}"
+    stable: green
+    canary: blue
+    salt: none
+    cut: 0
+"""
+
+RETURN = r"""
+traffic: {description: What the bucket says afterwards. Null if it says nothing, type: dict, returned: always}
+before: {description: What it said before, type: dict, returned: always}
+after: {description: What it says afterwards; what it would say in check mode, type: dict, returned: always}
+revision: {description: The key's revision, type: int, returned: always}
+created_bucket: {description: Whether the bucket was created; whether it would be in check mode, type: bool, returned: always}
+server: {description: The server that answered, type: str, returned: always}
+unreadable: {description: The value found that is no traffic. Null if it was one, type: str, returned: always}
+"""
+
+
+def _parse(entry: Optional[Entry]) -> tuple[Optional[Traffic], Optional[str]]:
+    """The traffic that an entry says, or else its text; an unreadable value must not keep anybody from writing a good one."""
+    if entry is None:
+        return None, None
+    text = entry.value.decode(errors="replace")
+    try:
+        value = json.loads(text)
+        return traffic_from(value if isinstance(value, dict) else {}), None
+    except ValueError:
+        return None, text[:200]
+
+
+def _run(module: AnsibleModule, bucket: KeyValue) -> dict[str, Any]:
+    key, writes = module.params["key"], module.params["state"] == "present"
+    there = bucket.exists()
+    entry, expected = bucket.get(key) if there else (None, 0)
+    before, unreadable = _parse(entry)
+    target = before
+    if writes:
+        target = wanted(before, {name: module.params[name] for name in ("stable", "canary", "salt", "cut")})
+    changed = target != before
+    revision = entry.revision if entry else None
+    created = writes and not there
+    if changed and target is not None and not module.check_mode:
+        if not there:
+            created = bucket.create(module.params["history"], module.params["replicas"])
+        value = json.dumps(target.as_dict(), separators=(",", ":")).encode()
+        try:
+            revision = bucket.put(key, value, expected)
+        except Conflict:
+            entry, revision = bucket.get(key)
+            if _parse(entry)[0] != target:
+                raise
+            changed = False
+    after = target.as_dict() if target else None
+    said = before.as_dict() if before else None
+    return {
+        "changed": changed,
+        "before": said,
+        "after": after,
+        "traffic": said if module.check_mode else after,
+        "revision": revision,
+        "created_bucket": created,
+        "unreadable": unreadable,
+        "diff": {
+            "before_header": f"{bucket.bucket}/{key}",
+            "after_header": f"{bucket.bucket}/{key}",
+            "before": said or "",
+            "after": after or "",
+        },
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "read"], "default": "present"},
+            "servers": {"type": "list", "elements": "str", "required": True},
+            "user": {"type": "str"},
+            "password": {"type": "str", "no_log": True},
+            "tls": {"type": "bool", "default": False},
+            "ca_file": {"type": "path"},
+            "bucket": {"type": "str", "default": "release"},
+            "key": {"type": "str", "default": "traffic", "no_log": False},
+            "stable": {"type": "str", "choices": ["blue", "green"]},
+            "canary": {"type": "str", "choices": ["blue", "green"]},
+            "salt": {"type": "str"},
+            "cut": {"type": "int"},
+            "replicas": {"type": "int", "default": 1},
+            "history": {"type": "int", "default": 5},
+            "timeout": {"type": "float", "default": 2.0},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    try:
+        tls = ssl.create_default_context(cafile=given["ca_file"]) if given["tls"] or given["ca_file"] else None
+        with connect(given["servers"], given["user"], given["password"], tls, given["timeout"]) as connection:
+            result = _run(module, KeyValue(connection, given["bucket"]))
+            result["server"] = str(connection.address)
+    except (NatsError, TrafficError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
