@@ -1,0 +1,1 @@
+"""A stateless order executor: validate, admit in one atomic step, answer."""

@@ -1,0 +1,89 @@
+"""What an instance counts, in Prometheus's text format. Every series carries version and slot."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+
+BUCKETS = (
+    0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
+    0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0,
+)  # fmt: skip
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Histogram:
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.total += seconds
+
+
+class Metrics:
+    """Counters and gauges of one instance."""
+
+    def __init__(self, version: str, slot: str, build: dict[str, str], outcomes: Iterable[str]) -> None:
+        self._labels = f'version="{version}",slot="{slot}"'
+        self._build = ",".join(f'{name}="{_escape(value)}"' for name, value in build.items())
+        self._orders = {(path, outcome): 0 for path in ("http", "nats") for outcome in outcomes}
+        self._seconds = {"http": Histogram(), "nats": Histogram()}
+        self.responses: dict[int, int] = {}
+        self.published = 0
+        self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._started = time.time()
+
+    def order(self, path: str, outcome: str, seconds: float) -> None:
+        self._orders[path, outcome] += 1
+        self._seconds[path].observe(seconds)
+
+    def response(self, status: int) -> None:
+        self.responses[status] = self.responses.get(status, 0) + 1
+
+    def render(self) -> bytes:
+        labels = self._labels
+        out = [
+            "# HELP trading_build_info What runs here.\n# TYPE trading_build_info gauge",
+            f"trading_build_info{{{labels},{self._build}}} 1",
+            "# HELP trading_orders_total Orders by path and outcome.\n# TYPE trading_orders_total counter",
+        ]
+        for (path, outcome), count in self._orders.items():
+            out.append(f'trading_orders_total{{path="{path}",outcome="{outcome}",{labels}}} {count}')
+        name = "trading_order_duration_seconds"
+        out.append(f"# HELP {name} Time to decide an order.\n# TYPE {name} histogram")
+        for path, histogram in self._seconds.items():
+            cumulative = 0
+            for bound, count in zip((*BUCKETS, "+Inf"), histogram.counts, strict=True):
+                cumulative += count
+                out.append(f'{name}_bucket{{path="{path}",le="{bound}",{labels}}} {cumulative}')
+            out.append(f'{name}_sum{{path="{path}",{labels}}} {histogram.total:.6f}')
+            out.append(f'{name}_count{{path="{path}",{labels}}} {cumulative}')
+        name = "trading_http_responses_total"
+        out.append(f"# HELP {name} HTTP answers by status.\n# TYPE {name} counter")
+        for status, count in sorted(self.responses.items()):
+            out.append(f'{name}{{status="{status}",{labels}}} {count}')
+        name = "trading_events_published_total"
+        out.append(f"# HELP {name} Events that the bus has stored.\n# TYPE {name} counter")
+        out.append(f"{name}{{{labels}}} {self.published}")
+        for name, (text, read) in self.gauges.items():
+            out.append(f"# HELP {name} {text}\n# TYPE {name} gauge\n{name}{{{labels}}} {read():g}")
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        with open("/proc/self/statm", "rb") as statm:
+            resident = int(statm.read().split()[1]) * _PAGE
+        for name, kind, value in (
+            ("process_cpu_seconds_total", "counter", usage.ru_utime + usage.ru_stime),
+            ("process_resident_memory_bytes", "gauge", resident),
+            ("process_start_time_seconds", "gauge", self._started),
+        ):
+            out.append(f"# TYPE {name} {kind}\n{name}{{{labels}}} {value:.3f}")
+        out.append("")
+        return "\n".join(out).encode()
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

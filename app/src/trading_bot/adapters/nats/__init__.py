@@ -1,0 +1,1 @@
+"""NATS: requests, events, the release bucket."""

@@ -1,0 +1,268 @@
+"""NATS: one connection for requests, events and the release bucket, kept up for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import nats
+from nats.aio.client import Client as NatsClient
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import BadRequestError, BucketNotFoundError, KeyNotFoundError, NotFoundError
+
+from trading_bot.domain.traffic import Traffic
+from trading_bot.errors import Unavailable
+from trading_bot.ports import Event
+
+STREAM = "TRADING_EVENTS"
+SUBMIT = "trading.orders.submit."
+BUCKET = "release"
+TRAFFIC_KEY = "traffic"
+DUPLICATE_WINDOW = 120.0
+_TRAFFIC_SUBJECT = f"$KV.{BUCKET}.{TRAFFIC_KEY}"
+
+OnTraffic = Callable[[Traffic], None]
+OnRequest = Callable[[Msg], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    urls: list[str]
+    name: str
+    slot: str
+    user: str
+    password: Callable[[], str]
+    reconnect_wait: float
+    max_reconnects: int
+    replicas: int
+
+
+class Bus:
+    """``ports.Publisher`` and ``ports.Probe``.
+
+    ``run`` connects, prepares the stream and the bucket, reads the traffic map and only then subscribes
+    to orders; afterwards it watches. nats-py reconnects by itself; when it gives up (a server that now
+    refuses the password, for instance) ``run`` begins anew.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_begin: Callable[[Traffic | None], None],
+        on_traffic: OnTraffic,
+        on_request: OnRequest,
+        on_change: Callable[[str | None], None],
+    ) -> None:
+        self._settings = settings
+        self._on_begin = on_begin
+        self._on_traffic = on_traffic
+        self._on_request = on_request
+        self._on_change = on_change
+        self._nc: NatsClient | None = None
+        self._js: JetStreamContext | None = None
+        self._reason: str | None = "not connected yet"
+        self._task: asyncio.Task[None] | None = None
+        self._last_error = ""
+        self._begun = False
+
+    def reason(self) -> str | None:
+        return self._reason
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop_requests(self) -> None:
+        """Take no more requests; those that have arrived are still answered."""
+        nc = self._nc
+        if nc is not None and nc.is_connected:
+            with contextlib.suppress(NatsError, TimeoutError, OSError):
+                for subscription in list(nc._subs.values()):
+                    if subscription.subject.startswith(SUBMIT):
+                        await subscription.drain()  # type: ignore[no-untyped-call]  # untyped there
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._close()
+
+    async def publish(self, events: Sequence[Event]) -> list[str]:
+        """Publish in order without waiting in between; an event counts once its stream has stored it."""
+        js = self._js
+        if js is None or self._reason is not None:
+            raise Unavailable("nats", self._reason or "not connected")
+        acks = await asyncio.gather(*(self._publish(js, event) for event in events), return_exceptions=True)
+        stored = []
+        for event, ack in zip(events, acks, strict=True):
+            if isinstance(ack, BaseException):
+                break
+            stored.append(event.id)
+        if not stored and events:
+            raise Unavailable("nats", f"an event was not stored: {acks[0]!r}")
+        return stored
+
+    async def _publish(self, js: JetStreamContext, event: Event) -> None:
+        subject, payload = encode(event)
+        await js.publish(subject, payload, timeout=2, headers={"Nats-Msg-Id": event.id})
+
+    def _set(self, reason: str | None) -> None:
+        if reason != self._reason:
+            self._reason = reason
+            self._on_change(reason)
+
+    async def _run(self) -> None:
+        while True:
+            closed = asyncio.Event()
+            try:
+                await self._connect(closed)
+                await self._prepare()
+                self._set(None)
+                await self._watch(closed)
+            except (NatsError, OSError, TimeoutError, ValueError) as error:
+                self._set(f"{type(error).__name__}: {error}".rstrip(": "))
+            finally:
+                await self._close()
+            if self._reason is None:
+                self._set(self._last_error or "connection closed")
+            await asyncio.sleep(self._settings.reconnect_wait)
+
+    async def _connect(self, closed: asyncio.Event) -> None:
+        settings = self._settings
+
+        async def on_disconnected() -> None:
+            self._set(self._last_error or "connection lost")
+
+        async def on_reconnected() -> None:
+            self._last_error = ""
+            self._set(None)
+
+        async def on_closed() -> None:
+            closed.set()
+
+        async def on_error(error: Exception) -> None:
+            self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")
+            if self._nc is not None and not self._nc.is_connected:
+                self._set(self._last_error)
+
+        credentials: dict[str, Any] = {}
+        password = settings.password()
+        if settings.user:
+            credentials["user"] = settings.user
+        if password:
+            credentials["password"] = password
+        self._last_error = ""
+        self._nc = await nats.connect(
+            servers=settings.urls,
+            name=settings.name,
+            connect_timeout=2,
+            allow_reconnect=True,
+            max_reconnect_attempts=settings.max_reconnects,
+            reconnect_time_wait=settings.reconnect_wait,
+            ping_interval=1,
+            max_outstanding_pings=2,
+            disconnected_cb=on_disconnected,
+            reconnected_cb=on_reconnected,
+            closed_cb=on_closed,
+            error_cb=on_error,
+            **credentials,
+        )
+        self._js = self._nc.jetstream(timeout=2)
+
+    async def _prepare(self) -> None:
+        nc, js = self._nc, self._js
+        assert nc is not None
+        assert js is not None
+        await _ensure_stream(js, self._settings.replicas)
+        await _ensure_bucket(js, self._settings.replicas)
+        traffic = await self._read_traffic()
+        if not self._begun:
+            self._begun = True
+            self._on_begin(traffic)
+        elif traffic is not None:
+            self._on_traffic(traffic)
+        await nc.subscribe(_TRAFFIC_SUBJECT, cb=self._traffic_changed)
+        await nc.subscribe(SUBMIT + "*", queue=self._settings.slot, cb=self._on_request)
+        await nc.flush(timeout=2)
+
+    async def _traffic_changed(self, message: Msg) -> None:
+        traffic = traffic_from(message.data)
+        if traffic is not None:
+            self._on_traffic(traffic)
+
+    async def _watch(self, closed: asyncio.Event) -> None:
+        """Until the connection is closed for good. Reads the map too, in case a message of it was lost."""
+        while not closed.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await closed.wait()
+            if self._reason is None:
+                with contextlib.suppress(NatsError, TimeoutError, OSError):
+                    traffic = await self._read_traffic()
+                    if traffic is not None:
+                        self._on_traffic(traffic)
+
+    async def _read_traffic(self) -> Traffic | None:
+        assert self._js is not None
+        try:
+            bucket = await self._js.key_value(BUCKET)
+            entry = await bucket.get(TRAFFIC_KEY)
+        except (BucketNotFoundError, KeyNotFoundError, NotFoundError):
+            return None
+        return traffic_from(entry.value or b"")
+
+    async def _close(self) -> None:
+        nc, self._nc, self._js = self._nc, None, None
+        if nc is not None and not nc.is_closed:
+            with contextlib.suppress(NatsError, OSError, TimeoutError):
+                await nc.close()
+
+
+async def _ensure_stream(js: JetStreamContext, replicas: int) -> None:
+    try:
+        await js.stream_info(STREAM)
+    except NotFoundError:
+        await js.add_stream(
+            StreamConfig(
+                name=STREAM,
+                subjects=["trading.events.>"],
+                storage=StorageType.FILE,
+                retention=RetentionPolicy.LIMITS,
+                discard=DiscardPolicy.OLD,
+                duplicate_window=DUPLICATE_WINDOW,
+                num_replicas=replicas,
+            )
+        )
+
+
+async def _ensure_bucket(js: JetStreamContext, replicas: int) -> None:
+    try:
+        await js.key_value(BUCKET)
+    except NotFoundError:
+        # Made by whoever comes first; another one coming first with the same settings is no error.
+        with contextlib.suppress(BadRequestError):
+            await js.create_key_value(bucket=BUCKET, history=5, storage=StorageType.FILE, replicas=replicas)
+
+
+def traffic_from(data: bytes) -> Traffic | None:
+    """The traffic map in ``data``, or None if there is none to be read."""
+    try:
+        traffic = msgspec.json.decode(data, type=Traffic)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return traffic if 0 <= traffic.cut <= 10_000 and traffic.stable else None
+
+
+def encode(event: Event) -> tuple[str, bytes]:
+    """The subject and the JSON that tell of ``event``."""
+    fields = event.fields
+    body = {"id": event.id, "type": fields["e"], **{k: v for k, v in fields.items() if k != "e"}}
+    return f"trading.events.{fields['e']}.{fields['account']}", msgspec.json.encode(body)

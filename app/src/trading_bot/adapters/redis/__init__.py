@@ -1,0 +1,1 @@
+"""Redis: the connection, the ledger, and the scripts."""

@@ -1,0 +1,1 @@
+"""Pure rules: values in, a decision out. Imports nothing outward."""

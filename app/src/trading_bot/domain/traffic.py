@@ -1,0 +1,70 @@
+"""Which slot an account's orders go to. The load balancer computes the same (see the haproxy role)."""
+
+from __future__ import annotations
+
+import msgspec
+import xxhash
+
+BUCKETS = 10_000
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """What the load balancers do now. ``cut`` is in basis points of accounts."""
+
+    stable: str
+    canary: str
+    salt: str
+    cut: int
+
+
+def bucket(account: str, salt: str) -> int:
+    """xxh32 of ``<account>:<salt>`` modulo 10,000."""
+    return xxhash.xxh32_intdigest(f"{account}:{salt}".encode()) % BUCKETS
+
+
+def slot_of(account: str, traffic: Traffic) -> str:
+    """The canary's slot iff the account's bucket is below the cut; so a growing cut only adds accounts."""
+    if traffic.cut > 0 and bucket(account, traffic.salt) < traffic.cut:
+        return traffic.canary
+    return traffic.stable
+
+
+class TrafficGate:
+    """Whether this instance answers an account's request on a path that reaches both slots.
+
+    Until a map was seen it answers everything, since a single instance without a fleet must work. When
+    the map changes, an account that is gained is answered at once and one that is lost for ``overlap``
+    seconds longer: answers are idempotent, silence would not be.
+    """
+
+    def __init__(self, slot: str, overlap: float = 1.0) -> None:
+        self._slot = slot
+        self._overlap = overlap
+        self._current: Traffic | None = None
+        self._former: list[tuple[float, Traffic | None]] = []
+
+    @property
+    def current(self) -> Traffic | None:
+        return self._current
+
+    def begin(self, traffic: Traffic | None) -> None:
+        """Take the map that was found before the first request; nothing was answered under another."""
+        self._current = traffic
+        self._former.clear()
+
+    def update(self, traffic: Traffic, now: float) -> bool:
+        """Take ``traffic`` as the map in force; True if that is a change."""
+        if traffic == self._current:
+            return False
+        self._former = [entry for entry in self._former if entry[0] > now]
+        self._former.append((now + self._overlap, self._current))
+        self._current = traffic
+        return True
+
+    def answers(self, account: str, now: float) -> bool:
+        if self._gives(self._current, account):
+            return True
+        return any(until > now and self._gives(traffic, account) for until, traffic in self._former)
+
+    def _gives(self, traffic: Traffic | None, account: str) -> bool:
+        return traffic is None or slot_of(account, traffic) == self._slot

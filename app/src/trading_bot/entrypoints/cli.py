@@ -1,0 +1,100 @@
+"""The ``trading-bot`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+EX_CONFIG = 78
+EX_OSERR = 71
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # As the guide writes it: `trading-bot -config config.yaml` runs an instance.
+    if not arguments or arguments[0] in ("-config", "--config"):
+        arguments.insert(0, "run")
+    options = _parser().parse_args(arguments)
+    return int(options.handler(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    from trading_bot.entrypoints import load
+
+    parser = argparse.ArgumentParser(prog="trading-bot", description="The trading executor.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="run an instance until SIGTERM (the default)")
+    run.add_argument("-config", "--config", required=True, metavar="FILE")
+    run.set_defaults(handler=_run)
+    check = commands.add_parser(
+        "check-config", help="say everything that is wrong with a config; exit 0 or 78"
+    )
+    check.add_argument("file", metavar="FILE")
+    check.set_defaults(handler=_check)
+    status = commands.add_parser("status", help="show an instance's /api/status and readiness")
+    status.add_argument("--url", default="http://127.0.0.1:8080")
+    status.add_argument("--token-file", required=True)
+    status.set_defaults(handler=_status)
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(handler=_version)
+    load.add_parsers(commands)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from trading_bot import bootstrap, config
+    from trading_bot.errors import ConfigError
+
+    try:
+        settings = config.load(options.config)
+        return bootstrap.run(settings, bootstrap.identity_from(dict(os.environ)))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EX_CONFIG
+    except OSError as error:
+        print(f"cannot listen: {error.strerror or error}", file=sys.stderr)
+        return EX_OSERR
+
+
+def _check(options: argparse.Namespace) -> int:
+    from trading_bot import config
+    from trading_bot.errors import ConfigError
+
+    try:
+        config.load(options.file)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EX_CONFIG
+    print(f"{options.file}: valid")
+    return 0
+
+
+def _version(options: argparse.Namespace) -> int:
+    from importlib import metadata
+
+    print(metadata.version("trading-bot"))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    import urllib.error
+    import urllib.request
+    from pathlib import Path
+
+    token = Path(options.token_file).read_text(encoding="utf-8").strip()
+    ok = True
+    for path in ("/api/status", "/health/ready"):
+        request = urllib.request.Request(  # noqa: S310  # the operator names the URL
+            options.url.rstrip("/") + path, headers={"Authorization": f"Bearer {token}"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310  # as above
+                print(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            print(error.read().decode())
+            ok = False
+        except OSError as error:
+            print(f"{options.url}: {error}", file=sys.stderr)
+            return 1
+    return 0 if ok else 1

@@ -1,0 +1,1 @@
+"""What the executor does, in terms of the ports."""

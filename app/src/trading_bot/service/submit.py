@@ -1,0 +1,91 @@
+"""The one way in for orders, whichever path they came by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from trading_bot.domain.admission import Admission, Code
+from trading_bot.domain.order import Order, OrderRequest, order_from
+from trading_bot.errors import Malformed, TradingError, Unavailable
+from trading_bot.ports import Ledger, Log, Probe
+
+_decoder = msgspec.json.Decoder(OrderRequest)
+_OUTCOME = {
+    Code.ACCEPTED: "accepted",
+    Code.REFUSED: "refused",
+    Code.CONFLICT: "conflict",
+    Code.THROTTLED: "throttled",
+    Code.HALTED: "halted",
+}
+OUTCOMES = (*_OUTCOME.values(), "again", "malformed", "unavailable", "error")
+
+Observe = Callable[[str, str, float], None]
+
+
+def decode(body: bytes) -> OrderRequest:
+    """The request that ``body`` holds. Raises Malformed."""
+    try:
+        return _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        expected, _, where = str(error).partition(" - at `$.")
+        raise Malformed({where.rstrip("`") or "body": expected}) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Malformed({"body": f"JSON ({error})"}) from None
+
+
+class OrderDesk:
+    """Decides orders. ``observe(path, outcome, seconds)`` is told of each."""
+
+    def __init__(self, ledger: Ledger, needs: dict[str, Probe], observe: Observe, log: Log) -> None:
+        self._ledger = ledger
+        self._needs = needs
+        self._observe = observe
+        self._log = log
+        self.closed = False
+        self.in_flight = 0
+
+    async def submit(self, account: str, body: bytes, path: str, request_id: str) -> tuple[Order, Admission]:
+        """Decide the order in ``body`` for ``account``.
+
+        Raises Malformed, or Unavailable while a dependency is away or after the desk closed.
+        """
+        began = time.perf_counter()
+        outcome = "error"
+        self.in_flight += 1
+        try:
+            order = order_from(account, decode(body))
+            if self.closed:
+                raise Unavailable("instance", "draining")
+            for dependency, probe in self._needs.items():
+                reason = probe.reason()
+                if reason is not None:
+                    raise Unavailable(dependency, reason)
+            admission = await self._ledger.admit(order, request_id)
+            again = admission.again and admission.code is not Code.CONFLICT
+            outcome = "again" if again else _OUTCOME[admission.code]
+            refusal = admission.refusal
+            self._log(
+                "order",
+                account=account,
+                order=order.client_order_id,
+                outcome=outcome,
+                path=path,
+                request=request_id,
+                **({"rule": refusal.rule, "limit": refusal.limit, "value": refusal.value} if refusal else {}),
+            )
+            return order, admission
+        except Malformed:
+            outcome = "malformed"
+            raise
+        except TradingError as error:
+            outcome = "unavailable" if isinstance(error, Unavailable) else "error"
+            self._log(
+                "order", account=account, outcome=outcome, path=path, request=request_id, reason=str(error)
+            )
+            raise
+        finally:
+            self.in_flight -= 1
+            self._observe(path, outcome, time.perf_counter() - began)
