@@ -140,10 +140,10 @@ def test_a_user_without_the_permission_is_told_which_one_it_lacks(nats: Nats, ru
     assert "$JS.API.STREAM.INFO.KV_release" in result["msg"]
 
 
-def test_a_server_without_jetstream_is_told(nats: Nats) -> None:
+def test_what_jetstream_refuses_and_what_nobody_answers_is_told(nats: Nats) -> None:
     with connect([f"127.0.0.1:{nats.port}"], "admin", "admin-secret") as connection:
         with pytest.raises(NatsError, match="is JetStream on"):
-            connection.api("$JS.API.NONSENSE", {})
+            connection.api("nobody.listens", {})
         with pytest.raises(JetStreamError):
             KeyValue(connection, "a.b").exists()
         with pytest.raises(JetStreamError):

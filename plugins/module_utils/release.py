@@ -1,0 +1,406 @@
+"""What a release is, what a fleet serves, and what has to happen for it to serve another.
+
+Pure: dictionaries in (as the modules return them), dictionaries out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+SLOTS = ("blue", "green")
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"[0-9][A-Za-z0-9.+!_-]{0,63}")
+_REQUIRED = {"version": _VERSION, "image": _DIGEST, "config_sha256": _HEX}
+_OPTIONAL = {"image_manifest": _DIGEST, "wheel_sha256": _HEX, "created_at": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")}
+_EXPECTED = {
+    _VERSION: "a version such as 1.4.0",
+    _DIGEST: "sha256: and 64 hex digits",
+    _HEX: "64 hex digits",
+    _OPTIONAL["created_at"]: "a time such as 2026-01-31T12:00:00Z",
+}
+
+
+class ReleaseError(ValueError):
+    """What was given describes no release, or no fleet; the message is one sentence for the operator."""
+
+
+# --- a release ---------------------------------------------------------------------------------------------------
+
+
+def release_id(image: str, version: str, config_sha256: str) -> str:
+    """The release's id: the version, and ten hex digits of the digest of image and config together."""
+    digest = hashlib.sha256(f"{image}:{config_sha256}".encode()).hexdigest()
+    return f"{version}-{digest[:10]}"
+
+
+def release_json(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of ``release.json``, with the id; raises ReleaseError where a field is missing or malformed.
+
+    Fields: version, image (``sha256:…``), config_sha256, and where known image_manifest, wheel_sha256, created_at.
+    An id that is given must be the right one.
+    """
+    unknown = sorted(set(given) - set(_REQUIRED) - set(_OPTIONAL) - {"id"})
+    if unknown:
+        raise ReleaseError(f"release.json has unknown {', '.join(unknown)}")
+    found: dict[str, Any] = {}
+    for name, pattern in {**_REQUIRED, **_OPTIONAL}.items():
+        value = given.get(name)
+        if value is None:
+            if name in _REQUIRED:
+                raise ReleaseError(f"release.json lacks {name}")
+            continue
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise ReleaseError(f"release.json has {name} {value!r}, expected {_EXPECTED[pattern]}")
+        found[name] = value
+    identity = release_id(found["image"], found["version"], found["config_sha256"])
+    if given.get("id") not in (None, identity):
+        raise ReleaseError(f"release.json has id {given['id']!r}, but its contents are {identity}")
+    return {"id": identity, **found}
+
+
+# --- what the fleet does -----------------------------------------------------------------------------------------
+
+
+def _other(slot: str) -> str:
+    return SLOTS[1] if slot == SLOTS[0] else SLOTS[0]
+
+
+def _balancer_traffic(fleet: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each load balancer's traffic; raises ReleaseError where one has none or its running maps are not its files."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, result in sorted((fleet.get("load_balancers") or {}).items()):
+        traffic = result.get("traffic") if result else None
+        if not traffic:
+            raise ReleaseError(f"load balancer {name} has no traffic maps yet: run site.yml or update-lb.yml first")
+        if result.get("running_differs"):
+            changed = ", ".join(f"{d['key']} {d['running']} instead of {d['disk']}" for d in result["running_differs"])
+            raise ReleaseError(
+                f"load balancer {name} runs with other maps than its files say ({changed}): run update-lb.yml first"
+            )
+        found[name] = traffic
+    return found
+
+
+def agreed_traffic(fleet: Mapping[str, Any]) -> dict[str, Any]:
+    """What every load balancer does; raises ReleaseError that names who does what when they disagree."""
+    balancers = _balancer_traffic(fleet)
+    if not balancers:
+        raise ReleaseError("the inventory has no load balancer")
+    says = {name: _describe(traffic) for name, traffic in balancers.items()}
+    if len(set(says.values())) > 1:
+        each = "; ".join(f"{name}: {text}" for name, text in says.items())
+        raise ReleaseError(f"the load balancers disagree about the traffic ({each})")
+    return next(iter(balancers.values()))
+
+
+def _describe(traffic: Mapping[str, Any]) -> str:
+    return f"stable {traffic['stable']}, canary {traffic['canary']} {traffic['cut'] / 100:g}% (salt {traffic['salt']})"
+
+
+def _slot(host: Optional[Mapping[str, Any]], slot: str) -> Mapping[str, Any]:
+    return ((host or {}).get("slots") or {}).get(slot) or {}
+
+
+def _serves(state: Mapping[str, Any], release: Optional[str]) -> bool:
+    """The slot runs that release and is ready: what the link says is also what answers."""
+    live = state.get("status") or {}
+    return bool(
+        release
+        and state.get("release_id") == release
+        and state.get("running")
+        and state.get("ready")
+        and live.get("release_id") == release
+    )
+
+
+def _served_by_host(fleet: Mapping[str, Any], slot: str) -> dict[str, str]:
+    """The release in the slot of each host that is ready there; if none is ready, of each host that has one on disk."""
+    hosts = fleet.get("hosts") or {}
+    ready, linked = {}, {}
+    for name, host in sorted(hosts.items()):
+        state = _slot(host, slot)
+        release = state.get("release_id")
+        if release:
+            linked[name] = release
+            if _serves(state, release):
+                ready[name] = release
+    return ready or linked
+
+
+def served(fleet: Mapping[str, Any]) -> Optional[dict[str, Any]]:
+    """What the fleet serves now: ``{release_id, version, slot, hosts, release}``; None on a new fleet.
+
+    That is the release in the stable slot of the hosts that are ready there; where none is, the one that is on disk.
+    Raises ReleaseError when the load balancers or the hosts disagree.
+    """
+    slot = agreed_traffic(fleet)["stable"]
+    by_host = _served_by_host(fleet, slot)
+    if not by_host:
+        return None
+    if len(set(by_host.values())) > 1:
+        each = ", ".join(f"{name}: {release}" for name, release in by_host.items())
+        raise ReleaseError(f"the hosts serve different releases in the stable slot {slot} ({each}): name a release_version")
+    name = next(iter(by_host))
+    release = dict(_slot(fleet["hosts"][name], slot).get("release") or {})
+    return {
+        "release_id": by_host[name],
+        "version": release.get("version"),
+        "slot": slot,
+        "hosts": sorted(by_host),
+        "release": release,
+    }
+
+
+# --- what has to be done -----------------------------------------------------------------------------------------
+
+
+def plan(fleet: Mapping[str, Any]) -> dict[str, Any]:
+    """What a deploy has to do; never raises, what stands in the way is the sentence in `error`.
+
+    Of `fleet` it reads load_balancers, hosts (all of `app`), target (release.json), requested_version, limited, limit.
+    Returns action (none, first, start, switch; None with an error), slot (where the target runs afterwards),
+    old_slot (what a switch leaves), served, target, prepare (hosts where the target is to be started),
+    idle_active (hosts whose other slot still runs), reasons, error.
+    """
+    answer: dict[str, Any] = {
+        "action": None,
+        "slot": None,
+        "old_slot": None,
+        "served": None,
+        "target": None,
+        "prepare": [],
+        "idle_active": [],
+        "reasons": [],
+        "error": None,
+    }
+    try:
+        _plan(fleet, answer)
+    except ReleaseError as error:
+        answer.update(action=None, error=str(error))
+    return answer
+
+
+def _scope(fleet: Mapping[str, Any]) -> list[str]:
+    hosts = sorted(fleet.get("hosts") or {})
+    if not hosts:
+        raise ReleaseError("the group app has no hosts: add one to the inventory")
+    if not fleet.get("limited"):
+        return hosts
+    wanted = [name for name in hosts if name in (fleet.get("limit") or [])]
+    if not wanted:
+        raise ReleaseError("the run is limited to hosts of which none is in the group app")
+    return wanted
+
+
+def _plan(fleet: Mapping[str, Any], answer: dict[str, Any]) -> None:
+    scope = _scope(fleet)
+    traffic = agreed_traffic(fleet)
+    stable = traffic["stable"]
+    if not fleet.get("target"):
+        raise ReleaseError("the release to deploy is not known")
+    target = release_json(fleet["target"])
+    answer["target"] = target
+    requested = fleet.get("requested_version")
+    if requested and requested != target["version"]:
+        raise ReleaseError(f"version {requested} was asked for, but what was built is {target['version']}")
+    if traffic["cut"] > 0:
+        raise ReleaseError(
+            f"a rollout is in progress: {_describe(traffic)}; finish it with canary.yml or end it with rollback.yml"
+        )
+    now = _served_now(fleet, stable, bool(requested) and not fleet.get("limited"), answer)
+    answer["served"] = now
+    limited = bool(fleet.get("limited"))
+    if now == target["id"]:
+        _in_place(fleet, scope, stable, answer)
+    elif limited:
+        raise ReleaseError(_not_for_a_part(scope, now, target))
+    elif now is None and not _served_by_host(fleet, stable):
+        answer.update(action="first", slot=stable)
+        answer["prepare"] = _not_serving(fleet, scope, stable, target["id"])
+        answer["reasons"].append(f"the fleet serves nothing yet: {target['id']} starts in the stable slot {stable}")
+    else:
+        idle = _other(stable)
+        answer.update(action="switch", slot=idle, old_slot=stable)
+        answer["prepare"] = _not_serving(fleet, scope, idle, target["id"])
+        answer["reasons"].append(f"the fleet serves {now or 'several releases'} in {stable}: {target['id']} goes to {idle}")
+        reused = sorted(set(scope) - set(answer["prepare"]))
+        if reused:
+            answer["reasons"].append(f"{idle} runs it already on {', '.join(reused)}")
+
+
+def _served_now(fleet: Mapping[str, Any], stable: str, may_differ: bool, answer: dict[str, Any]) -> Optional[str]:
+    """The id of what is served, None for nothing; None too where hosts differ and a version for all of them was asked."""
+    by_host = _served_by_host(fleet, stable)
+    if may_differ and len(set(by_host.values())) > 1:
+        each = ", ".join(f"{name}: {release}" for name, release in by_host.items())
+        answer["reasons"].append(f"the hosts serve different releases ({each})")
+        return None
+    found = served(fleet)
+    return found["release_id"] if found else None
+
+
+def _in_place(fleet: Mapping[str, Any], scope: Sequence[str], stable: str, answer: dict[str, Any]) -> None:
+    target = answer["target"]["id"]
+    idle = _other(stable)
+    answer["slot"] = stable
+    answer["prepare"] = _not_serving(fleet, scope, stable, target)
+    answer["idle_active"] = [name for name in scope if _slot(fleet["hosts"][name], idle).get("running")]
+    if answer["prepare"]:
+        answer["action"] = "start"
+        answer["reasons"].append(f"the fleet serves {target}; {', '.join(answer['prepare'])} not yet")
+    else:
+        answer["action"] = "none"
+        answer["reasons"].append(f"{target} is served by {', '.join(scope)} already")
+
+
+def _not_serving(fleet: Mapping[str, Any], scope: Sequence[str], slot: str, release: str) -> list[str]:
+    return [name for name in scope if not _serves(_slot(fleet["hosts"][name], slot), release)]
+
+
+def _not_for_a_part(scope: Sequence[str], now: Optional[str], target: Mapping[str, Any]) -> str:
+    hosts = ", ".join(scope)
+    if now is None:
+        return f"the fleet serves nothing yet: the first release goes to all of app, run it without -l ({hosts})"
+    return (
+        f"the fleet serves {now}, and {target['id']} would go to {hosts} only: another release goes to all of app,"
+        " run it without -l"
+    )
+
+
+# --- do the hosts run what they should ---------------------------------------------------------------------------
+
+
+def attest(states: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every difference between what hosts run in a slot and the expected release, ``{host, what, expected, found}``.
+
+    `states` is a slot's state by host; `expected` is a release.json, with `slot` where that is to be attested too.
+    Attested are the link on disk, the config on disk, the image that really runs, readiness, and what the instance
+    says of itself. An engine may know the image by its manifest's digest instead of its config's.
+    """
+    release = release_json({key: value for key, value in expected.items() if key != "slot"})
+    images = [digest for digest in (release["image"], release.get("image_manifest")) if digest]
+    found: list[dict[str, Any]] = []
+    if not states:
+        found.append({"host": None, "what": "hosts", "expected": "at least one", "found": "none"})
+    for host, state in sorted(states.items()):
+        live = state.get("status") or {}
+        checks: list[tuple[str, Any, Any]] = [
+            ("release on disk", release["id"], state.get("release_id")),
+            ("config on disk", release["config_sha256"], state.get("config_sha256")),
+            ("running", True, bool(state.get("running"))),
+            ("ready", True, True if state.get("ready") else state.get("ready_reason") or False),
+            ("live version", release["version"], live.get("version")),
+            ("live release", release["id"], live.get("release_id")),
+            ("live config", release["config_sha256"], live.get("config_hash")),
+        ]
+        if expected.get("slot"):
+            checks.append(("live slot", expected["slot"], live.get("slot")))
+        for what, digest in (("image", state.get("image")), ("live image", live.get("image"))):
+            checks.append((what, release["image"], release["image"] if digest in images else digest))
+        found += [
+            {"host": host, "what": what, "expected": wanted, "found": seen} for what, wanted, seen in checks if wanted != seen
+        ]
+    return found
+
+
+# --- one screen --------------------------------------------------------------------------------------------------
+
+
+def status(fleet: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs where and who gets which traffic, as data: ``{traffic, served, problems, load_balancers, hosts}``."""
+    problems: list[str] = []
+    traffic: Optional[dict[str, Any]] = None
+    now: Optional[dict[str, Any]] = None
+    try:
+        traffic = agreed_traffic(fleet)
+        now = served(fleet)
+    except ReleaseError as error:
+        problems.append(str(error))
+    hosts = {}
+    for name, host in sorted((fleet.get("hosts") or {}).items()):
+        hosts[name] = {slot: _slot_status(_slot(host, slot)) for slot in SLOTS}
+        hosts[name]["previous"] = (host or {}).get("previous")
+        for slot in SLOTS:
+            if traffic and _has_traffic(traffic, slot) and not _slot(host, slot).get("ready"):
+                reason = _slot(host, slot).get("ready_reason") or "nothing there"
+                problems.append(f"{name}: {slot} gets traffic and is not ready: {reason}")
+    balancers = {}
+    for name, result in sorted((fleet.get("load_balancers") or {}).items()):
+        servers = (result or {}).get("servers") or {}
+        balancers[name] = {
+            "haproxy": (result or {}).get("haproxy"),
+            "traffic": (result or {}).get("traffic"),
+            "running_differs": (result or {}).get("running_differs") or [],
+            "servers": servers,
+        }
+        if balancers[name]["haproxy"] != "running":
+            problems.append(f"{name}: HAProxy does not run")
+    return {"traffic": traffic, "served": now, "problems": problems, "load_balancers": balancers, "hosts": hosts}
+
+
+def _has_traffic(traffic: Mapping[str, Any], slot: str) -> bool:
+    if slot == traffic["stable"] and (traffic["cut"] < 10_000 or slot == traffic["canary"]):
+        return True
+    return bool(slot == traffic["canary"] and traffic["cut"] > 0)
+
+
+def _slot_status(state: Mapping[str, Any]) -> dict[str, Any]:
+    live = state.get("status") or {}
+    return {
+        "release_id": state.get("release_id"),
+        "version": state.get("version"),
+        "running": bool(state.get("running")),
+        "ready": bool(state.get("ready")),
+        "reason": None if state.get("ready") else state.get("ready_reason"),
+        "restarts": (state.get("unit") or {}).get("restarts"),
+        "mode": live.get("mode"),
+        "since": live.get("started_at"),
+    }
+
+
+def status_table(fleet: Mapping[str, Any]) -> str:
+    """The same on one screen."""
+    told = status(fleet)
+    lines: list[str] = []
+    now = told["served"]
+    lines.append(f"Serving  {now['release_id']} in {now['slot']}" if now else "Serving  nothing")
+    if told["traffic"]:
+        lines.append(f"Traffic  {_describe(told['traffic'])}")
+    rows = [("LOAD BALANCER", "HAPROXY", "TRAFFIC", "SERVERS UP")]
+    for name, balancer in told["load_balancers"].items():
+        up = [
+            f"{slot} {sum(s['up'] and s['admin'] == 'ready' for s in servers.values())}/{len(servers)}"
+            for slot, servers in sorted(balancer["servers"].items())
+        ]
+        text = _describe(balancer["traffic"]) if balancer["traffic"] else "none"
+        rows.append((name, balancer["haproxy"] or "unknown", text, ", ".join(up) or "-"))
+    lines += ["", *_columns(rows)]
+    table = [("HOST", "SLOT", "RELEASE", "STATE", "RESTARTS", "SINCE")]
+    for name, slots in told["hosts"].items():
+        for slot in SLOTS:
+            state = slots[slot]
+            word = "ready" if state["ready"] else "not ready" if state["running"] else "stopped"
+            table.append(
+                (
+                    name,
+                    slot,
+                    state["release_id"] or "-",
+                    word if state["release_id"] else "empty",
+                    "-" if state["restarts"] is None else str(state["restarts"]),
+                    state["since"] or "-",
+                )
+            )
+    lines += ["", *_columns(table)]
+    if told["problems"]:
+        lines += ["", "Problems", *(f"  {problem}" for problem in told["problems"])]
+    return "\n".join(lines)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
