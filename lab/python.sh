@@ -5,11 +5,13 @@
 lock=requirements/control.txt
 stamp=.venv/.lock
 
+# Not the python of the environment that may have to be replaced.
+PATH=${PATH//"$root/.venv/bin:"/}
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
   refuse "Python 3.11 or later is needed: install python3 and python3-venv, or name one with PYTHON=..."
 
-if cmp -s "$lock" "$stamp"; then
+if cat "$lock" app/pyproject.toml | cmp -s - "$stamp"; then
   skip "Python environment .venv"
   exit 0
 fi
@@ -20,7 +22,7 @@ build() {
   rm -rf .venv
   "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r "$lock"
-  .venv/bin/python -m compileall -q .venv/lib || true
-  cp "$lock" "$stamp"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable app
+  cat "$lock" app/pyproject.toml >"$stamp"
 }
 step "Python environment .venv from $lock" build

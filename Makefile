@@ -1,0 +1,48 @@
+# The few commands that people type. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-down test lint unit molecule bench env engine image lab lock
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+help: ## what can be typed
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: lab ## everything from nothing: the fleet, a first release, orders through the load balancer
+	@lab/demo.sh
+
+demo-down: ## remove the lab, leave nothing behind
+	@lab/down.sh
+
+test: env engine image ## all set-up and every test
+	@tests/run.sh lint unit molecule
+
+lint: env ## ansible-lint, yamllint, ruff, mypy, import contract, shellcheck
+	@tests/run.sh lint
+
+unit: env engine image ## tests that need no lab: policy, templates, plugins, app
+	@tests/run.sh unit
+
+molecule: env engine image ## the fleet in containers, from nothing to destroyed
+	@tests/run.sh molecule
+
+bench: lab ## the figures, each beside something measured in the same run; NAME=... runs one
+	@bench/run.sh $(NAME)
+
+env: ## the control node's Python environment
+	@lab/python.sh
+
+engine: ## a Docker engine on this machine
+	@lab/engine.sh
+
+image: env engine ## the images that the lab and the app's image start from
+	@lab/image.sh
+
+lab: env engine image ## the lab's hosts, bare
+	@lab/up.sh
+
+lock: ## requirements/control.txt anew, from control.in and the app's own lock
+	uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --no-header --no-emit-index-url \
+	  --python-version 3.11 --constraint app/requirements.txt requirements/control.in app/pyproject.toml \
+	  --output-file requirements/control.txt
