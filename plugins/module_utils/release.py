@@ -118,8 +118,22 @@ def _serves(state: Mapping[str, Any], release: Optional[str]) -> bool:
     )
 
 
+def _in_rotation(fleet: Mapping[str, Any], slot: str) -> set[str]:
+    """The hosts that a load balancer sends requests to in this slot; its servers have the hosts' names."""
+    return {
+        name
+        for result in (fleet.get("load_balancers") or {}).values()
+        for name, server in (((result or {}).get("servers") or {}).get(slot) or {}).items()
+        if server["up"] and server["admin"] == "ready"
+    }
+
+
 def _served_by_host(fleet: Mapping[str, Any], slot: str) -> dict[str, str]:
-    """The release in the slot of each host that is ready there; if none is ready, of each host that has one on disk."""
+    """The release in the slot, by host: of the hosts that are ready there and in rotation.
+
+    Where no load balancer has one in rotation, of the ready hosts; where none is ready, of those that have one on disk.
+    A host that comes back into the inventory may still run what the fleet served when it left.
+    """
     hosts = fleet.get("hosts") or {}
     ready, linked = {}, {}
     for name, host in sorted(hosts.items()):
@@ -129,7 +143,8 @@ def _served_by_host(fleet: Mapping[str, Any], slot: str) -> dict[str, str]:
             linked[name] = release
             if _serves(state, release):
                 ready[name] = release
-    return ready or linked
+    rotation = _in_rotation(fleet, slot)
+    return {name: release for name, release in ready.items() if name in rotation} or ready or linked
 
 
 def served(fleet: Mapping[str, Any]) -> Optional[dict[str, Any]]:

@@ -145,8 +145,6 @@ def test_what_jetstream_refuses_and_what_nobody_answers_is_told(nats: Nats) -> N
         with pytest.raises(NatsError, match="is JetStream on"):
             connection.api("nobody.listens", {})
         with pytest.raises(JetStreamError):
-            KeyValue(connection, "a.b").exists()
-        with pytest.raises(JetStreamError):
             KeyValue(connection, "release").create(1000, 1)
         with pytest.raises(JetStreamError):
             KeyValue(connection, "nowhere").get("traffic")
