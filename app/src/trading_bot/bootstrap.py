@@ -25,7 +25,7 @@ from trading_bot.domain import money
 from trading_bot.domain.traffic import Traffic, TrafficGate
 from trading_bot.entrypoints.bus import BusApi
 from trading_bot.entrypoints.http import HttpApi
-from trading_bot.errors import TradingError, Unavailable
+from trading_bot.errors import CannotListen, TradingError, Unavailable
 from trading_bot.ports import Probe
 from trading_bot.service.instance import Identity, Instance
 from trading_bot.service.relay import Relay
@@ -164,7 +164,7 @@ class Executor:
         self._stop.set()
 
     async def run(self) -> None:
-        """Serve until ``stop``, then drain. Raises OSError if the address is not to be had."""
+        """Serve until ``stop``, then drain. Raises CannotListen."""
         identity, settings = self.instance.identity, self._settings
         listener = _listen(settings.server.host, settings.server.port)
         self._log(
@@ -239,7 +239,11 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from None
     listener.listen(2048)
     listener.setblocking(False)
     return listener

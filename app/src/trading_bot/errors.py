@@ -55,5 +55,9 @@ class Unavailable(TradingError):
         super().__init__(f"{dependency}: {reason}")
 
 
+class CannotListen(TradingError):
+    """The address that the config names is not to be had."""
+
+
 class LedgerError(TradingError):
     """The ledger refused a command in a way that no version should see: a defect, not a state."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from typing import Any
 
@@ -16,8 +15,8 @@ _encode = msgspec.json.Encoder().encode
 class JsonLog:
     """``ports.Log``. ``bound`` is on every line: which instance speaks."""
 
-    def __init__(self, fd: int | None = None, **bound: str) -> None:
-        self._fd = sys.stdout.fileno() if fd is None else fd
+    def __init__(self, fd: int = 1, **bound: str) -> None:
+        self._fd = fd
         self._bound = bound
         self._lines: list[bytes] = []
 

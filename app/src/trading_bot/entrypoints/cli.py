@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     from trading_bot import bootstrap, config
-    from trading_bot.errors import ConfigError
+    from trading_bot.errors import CannotListen, ConfigError
 
     try:
         settings = config.load(options.config)
@@ -52,8 +52,8 @@ def _run(options: argparse.Namespace) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
-    except OSError as error:
-        print(f"cannot listen: {error.strerror or error}", file=sys.stderr)
+    except CannotListen as error:
+        print(error, file=sys.stderr)
         return EX_OSERR
 
 

@@ -297,8 +297,8 @@ async def _run(options: argparse.Namespace) -> int:
             log.write(shot.line())
 
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
     tasks: set[asyncio.Task[None]] = set()
     began = time.perf_counter()
     for number, shot in zip(range(count), shots(options, run), strict=False):

@@ -18,7 +18,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from nats.js.errors import BadRequestError, BucketNotFoundError, KeyNotFoundError, NotFoundError
 
 from trading_bot.domain.traffic import Traffic
-from trading_bot.errors import Unavailable
+from trading_bot.errors import TradingError, Unavailable
 from trading_bot.ports import Event
 
 STREAM = "TRADING_EVENTS"
@@ -48,8 +48,8 @@ class Bus:
     """``ports.Publisher`` and ``ports.Probe``.
 
     ``run`` connects, prepares the stream and the bucket, reads the traffic map and only then subscribes
-    to orders; afterwards it watches. nats-py reconnects by itself; when it gives up (a server that now
-    refuses the password, for instance) ``run`` begins anew.
+    to orders; afterwards it watches. A lost connection is made anew from the start, secrets included, so
+    that a rotated password and a server that lost its state are nothing special.
     """
 
     def __init__(
@@ -120,20 +120,28 @@ class Bus:
             self._on_change(reason)
 
     async def _run(self) -> None:
+        settings = self._settings
+        failures = 0
         while True:
             closed = asyncio.Event()
             try:
                 await self._connect(closed)
                 await self._prepare()
                 self._set(None)
+                failures = 0
                 await self._watch(closed)
-            except (NatsError, OSError, TimeoutError, ValueError) as error:
-                self._set(f"{type(error).__name__}: {error}".rstrip(": "))
-            finally:
+                reason = self._last_error or "connection lost"
+            except (TradingError, NatsError, OSError, TimeoutError, ValueError) as error:
+                # The server's own word for it ("Authorization Violation") says more than "closed".
+                reason = self._last_error or _said(error)
+            failures += 1
+            if 0 <= settings.max_reconnects < failures:
+                self._set(f"gave up after {settings.max_reconnects} attempts to reconnect: {reason}")
                 await self._close()
-            if self._reason is None:
-                self._set(self._last_error or "connection closed")
-            await asyncio.sleep(self._settings.reconnect_wait)
+                return
+            self._set(reason)
+            await self._close()
+            await asyncio.sleep(settings.reconnect_wait)
 
     async def _connect(self, closed: asyncio.Event) -> None:
         settings = self._settings
@@ -141,17 +149,11 @@ class Bus:
         async def on_disconnected() -> None:
             self._set(self._last_error or "connection lost")
 
-        async def on_reconnected() -> None:
-            self._last_error = ""
-            self._set(None)
-
         async def on_closed() -> None:
             closed.set()
 
         async def on_error(error: Exception) -> None:
-            self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")
-            if self._nc is not None and not self._nc.is_connected:
-                self._set(self._last_error)
+            self._last_error = _said(error)
 
         credentials: dict[str, Any] = {}
         password = settings.password()
@@ -164,13 +166,10 @@ class Bus:
             servers=settings.urls,
             name=settings.name,
             connect_timeout=2,
-            allow_reconnect=True,
-            max_reconnect_attempts=settings.max_reconnects,
-            reconnect_time_wait=settings.reconnect_wait,
+            allow_reconnect=False,
             ping_interval=1,
             max_outstanding_pings=2,
             disconnected_cb=on_disconnected,
-            reconnected_cb=on_reconnected,
             closed_cb=on_closed,
             error_cb=on_error,
             **credentials,
@@ -250,6 +249,10 @@ async def _ensure_bucket(js: JetStreamContext, replicas: int) -> None:
         # Made by whoever comes first; another one coming first with the same settings is no error.
         with contextlib.suppress(BadRequestError):
             await js.create_key_value(bucket=BUCKET, history=5, storage=StorageType.FILE, replicas=replicas)
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
 def traffic_from(data: bytes) -> Traffic | None:

@@ -1,0 +1,130 @@
+"""Orders over NATS, the traffic map, and the events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import nats as nats_client
+import pytest
+from nats.aio.client import Client
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeout
+from nats.js.api import DeliverPolicy
+
+from trading_bot.domain.traffic import Traffic, slot_of
+
+from servers import OBSERVER, TOKEN, App, Nats, Redis, order, until
+
+
+def with_client(nats: Nats, work: Callable[[Client], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        client = await nats_client.connect(nats.url)
+        try:
+            return await work(client)
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+async def submit(
+    client: Client, account: str, body: bytes | dict[str, Any], token: str = TOKEN, timeout: float = 2
+) -> tuple[int, dict[str, Any]]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    reply = await client.request(f"trading.orders.submit.{account}", data, timeout=timeout, headers=headers)
+    assert reply.headers is not None
+    return int(reply.headers["Status"]), json.loads(reply.data)
+
+
+def test_both_paths_are_one(app: App, nats: Nats) -> None:
+    """An order that came by one path is the same order on the other, with the same answer."""
+
+    async def work(client: Client) -> None:
+        account = f"bus-{uuid.uuid4().hex[:8]}"
+        status, first = await submit(client, account, order("a1"))
+        assert status == 201
+        assert await submit(client, account, order("a1")) == (200, first)
+        assert app.call("POST", "/api/orders", order("a1"), account=account)[:2] == (200, first)
+        assert (await submit(client, account, order("a1", price="1")))[0] == 409
+
+    with_client(nats, work)
+
+
+def test_errors_are_problems_on_the_bus_too(app: App, nats: Nats) -> None:
+    async def work(client: Client) -> None:
+        assert (await submit(client, "a", b"{"))[0] == 400
+        assert (await submit(client, "a", b"\xff" * 9))[0] == 400
+        assert (await submit(client, "a", b""))[0] == 400
+        assert (await submit(client, "a", order("x"), token=""))[0] == 401
+        assert (await submit(client, "a", order("x"), token=OBSERVER))[0] == 403
+        assert (await submit(client, "a$", order("x")))[0] == 400
+        status, answer = await submit(client, "a", order("big", quantity="9"))
+        assert (status, answer["rule"]) == (422, "max_position_size")
+
+    with_client(nats, work)
+
+
+def test_each_slot_answers_only_its_accounts(
+    redis: Redis, own_nats: Nats, start_app: Callable[..., App]
+) -> None:
+    """With a map, exactly the slot that the hash names answers; a change is followed within a second."""
+    start_app(redis.url, own_nats.url, slot="blue")
+    start_app(redis.url, own_nats.url, slot="green")
+
+    async def work(client: Client) -> None:
+        bucket = await client.jetstream().key_value("release")
+        for cut in (5000, 10000, 0):
+            traffic = Traffic("blue", "green", f"salt{cut}", cut)
+            await bucket.put("traffic", msgspec.json.encode(traffic))
+            await asyncio.sleep(1.3)  # a slot that loses an account goes on answering for a second
+            for n in range(20):
+                account = f"cut{cut}-{uuid.uuid4().hex[:8]}-{n}"
+                _, answer = await submit(client, account, order("a1"))
+                assert answer["slot"] == slot_of(account, traffic)
+
+    with_client(own_nats, work)
+
+
+def test_an_unreadable_map_leaves_the_last_one_in_force(
+    redis: Redis, own_nats: Nats, start_app: Callable[..., App]
+) -> None:
+    start_app(redis.url, own_nats.url, slot="blue")
+
+    async def work(client: Client) -> None:
+        bucket = await client.jetstream().key_value("release")
+        account = f"m-{uuid.uuid4().hex[:8]}"
+        assert (await submit(client, account, order("a1")))[0] == 201
+        await bucket.put("traffic", b'{"stable":"green","canary":"blue","salt":"none","cut":0}')
+        await bucket.put("traffic", b'{"stable":"blue","cut":"x"}')
+        await asyncio.sleep(1.3)  # as above
+        with pytest.raises((NatsTimeout, NoRespondersError)):
+            await submit(client, account, order("a2"), timeout=0.5)
+
+    with_client(own_nats, work)
+
+
+def test_every_event_is_published_once_and_in_order(
+    own_redis: Redis, own_nats: Nats, start_app: Callable[..., App]
+) -> None:
+    """Two instances share the outbox; each decision is in the stream exactly once, in its order."""
+    apps = [start_app(own_redis.url, own_nats.url, slot=slot) for slot in ("blue", "green")]
+    for n in range(40):
+        apps[n % 2].call("POST", "/api/orders", order(f"o{n}"), account="alice")
+    until(lambda: own_redis.cli("XLEN", "trading:outbox") == "0", 10, "the outbox is empty")
+
+    async def work(client: Client) -> list[dict[str, Any]]:
+        subscription = await client.jetstream().subscribe(
+            "trading.events.>", ordered_consumer=True, deliver_policy=DeliverPolicy.ALL
+        )
+        return [json.loads((await subscription.next_msg(timeout=2)).data) for _ in range(40)]
+
+    events = with_client(own_nats, work)
+    assert [event["order"] for event in events] == [f"o{n}" for n in range(40)]
+    assert all(event["type"] == "order.accepted" for event in events)
+    assert len({event["id"] for event in events}) == 40

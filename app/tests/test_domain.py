@@ -1,0 +1,178 @@
+"""The pure rules."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+import xxhash
+
+from trading_bot.domain import money
+from trading_bot.domain.order import (
+    OrderRequest,
+    OrderType,
+    Side,
+    TimeInForce,
+    fingerprint,
+    order_from,
+    order_from_fingerprint,
+    valid_client_order_id,
+)
+from trading_bot.domain.traffic import Traffic, TrafficGate, bucket, slot_of
+from trading_bot.errors import Malformed
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 10**8),
+        ("0.00000001", 1),
+        ("0", 0),
+        ("90000000", 9 * 10**15),
+        ("90000000.00000001", None),
+        ("1.000000001", None),
+        ("-1", None),
+        ("+1", None),
+        ("1e3", None),
+        (" 1", None),
+        ("1.", None),
+        (".5", None),
+        ("", None),
+        ("٣", None),
+        ("NaN", None),
+        ("1\n", None),
+    ],
+)
+def test_an_amount_is_held_exactly_or_refused(text: str, value: int | None) -> None:
+    assert money.parse(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "1", "1.5", "0.00000001", "90000000", "12345.678"])
+def test_an_amount_is_shown_as_it_was_written(text: str) -> None:
+    value = money.parse(text)
+    assert value is not None
+    assert money.show(value) == text
+    assert money.show(-value) == ("0" if text == "0" else f"-{text}")
+
+
+def test_a_limit_is_scaled_towards_zero() -> None:
+    assert money.scale(Decimal("1.999999999")) == 199999999
+
+
+def request(**fields: object) -> OrderRequest:
+    whole: dict[str, object] = {
+        "client_order_id": "a", "symbol": "BTC-USDT", "side": Side.BUY, "type": OrderType.LIMIT,
+        "quantity": "1", "price": "2", **fields,
+    }  # fmt: skip
+    return OrderRequest(**whole)  # type: ignore[arg-type]  # the fields are checked by what is tested
+
+
+def test_the_fingerprint_of_an_order_never_changes() -> None:
+    """Two versions must agree on it: this text may never be edited."""
+    order = order_from("acc", request(quantity="0.10", price="50000.5", reduce_only=True))
+    assert fingerprint(order) == "BTC-USDT|buy|limit|10000000|5000050000000||GTC|1"
+    stop = order_from("acc", request(type=OrderType.STOP, price=None, stop_price="7", side=Side.SELL))
+    assert fingerprint(stop) == "BTC-USDT|sell|stop|100000000||700000000|GTC|0"
+    for one in (order, stop):
+        assert order_from_fingerprint("acc", "a", fingerprint(one) + "|later=1") == one
+
+
+def test_orders_that_mean_the_same_have_the_same_fingerprint() -> None:
+    a = order_from("acc", request(quantity="1.0", time_in_force=TimeInForce.GTC))
+    b = order_from("acc", request(quantity="1"))
+    assert fingerprint(a) == fingerprint(b)
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"quantity": "0"}, ["quantity"]),
+        ({"quantity": "1e2", "price": "-1", "symbol": "btc"}, ["symbol", "quantity", "price"]),
+        ({"price": None}, ["price"]),
+        ({"type": OrderType.MARKET}, ["price"]),
+        ({"type": OrderType.MARKET, "price": None, "time_in_force": TimeInForce.GTC}, ["time_in_force"]),
+        ({"type": OrderType.STOP}, ["price", "stop_price"]),
+        ({"type": OrderType.STOP_LIMIT}, ["stop_price"]),
+        (
+            {"type": OrderType.STOP_LIMIT, "stop_price": "1", "time_in_force": TimeInForce.IOC},
+            ["time_in_force"],
+        ),
+        ({"stop_price": "1"}, ["stop_price"]),
+        ({"client_order_id": "a b"}, ["client_order_id"]),
+        ({"client_order_id": "a:b"}, ["client_order_id"]),
+        ({"client_order_id": ""}, ["client_order_id"]),
+        ({"client_order_id": "x" * 65}, ["client_order_id"]),
+    ],
+)
+def test_a_malformed_order_names_every_wrong_field(fields: dict[str, object], wrong: list[str]) -> None:
+    with pytest.raises(Malformed) as caught:
+        order_from("acc", request(**fields))
+    assert list(caught.value.errors) == wrong
+
+
+def test_an_account_is_a_token_of_subjects_and_keys() -> None:
+    with pytest.raises(Malformed) as caught:
+        order_from("a.b", request())
+    assert list(caught.value.errors) == ["account"]
+
+
+def test_a_client_order_id_fits_a_url() -> None:
+    assert valid_client_order_id("A-1_b.c")
+    assert not valid_client_order_id("a/b")
+
+
+def test_defaults_of_time_in_force() -> None:
+    assert order_from("acc", request()).time_in_force is TimeInForce.GTC
+    market = order_from("acc", request(type=OrderType.MARKET, price=None))
+    assert market.time_in_force is TimeInForce.IOC
+
+
+def test_the_split_is_the_load_balancers() -> None:
+    traffic = Traffic("blue", "green", "r7", 500)
+    for n in range(2000):
+        account = f"account-{n}"
+        expected = xxhash.xxh32(f"{account}:r7".encode()).intdigest() % 10000
+        assert bucket(account, "r7") == expected
+        assert slot_of(account, traffic) == ("green" if expected < 500 else "blue")
+
+
+def test_a_growing_cut_only_adds_accounts() -> None:
+    accounts = [f"a{n}" for n in range(3000)]
+    before: set[str] = set()
+    for cut in (0, 500, 2000, 5000, 10000):
+        now = {a for a in accounts if slot_of(a, Traffic("blue", "green", "s", cut)) == "green"}
+        assert before <= now
+        before = now
+    assert len(before) == len(accounts)
+
+
+def test_a_gate_without_a_map_answers_everything() -> None:
+    gate = TrafficGate("blue")
+    assert gate.current is None
+    assert gate.answers("a", 0)
+    gate.begin(Traffic("green", "blue", "s", 0))
+    assert not gate.answers("a", 0)
+
+
+def test_a_gained_account_is_answered_at_once_and_a_lost_one_a_second_longer() -> None:
+    blue, green = TrafficGate("blue"), TrafficGate("green")
+    before, after = Traffic("blue", "green", "s", 0), Traffic("blue", "green", "s", 10000)
+    for gate in (blue, green):
+        gate.begin(before)
+        assert gate.update(after, now=100)
+        assert not gate.update(after, now=100)
+    assert green.answers("a", 100)
+    assert blue.answers("a", 100.9)
+    assert not blue.answers("a", 101.1)
+    assert green.answers("a", 101.1)
+
+
+def test_no_account_is_ever_without_an_answer_while_the_map_changes_fast() -> None:
+    blue, green = TrafficGate("blue"), TrafficGate("green")
+    for gate in (blue, green):
+        gate.begin(Traffic("blue", "green", "s", 0))
+    for step in range(50):
+        now = step * 0.1
+        for gate in (blue, green):
+            gate.update(Traffic("blue", "green", "s", step % 3 * 5000), now)
+        assert all(blue.answers(a, now) or green.answers(a, now) for a in ("a", "b", "c"))
