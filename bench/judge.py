@@ -1,0 +1,424 @@
+"""The judge, measured: false rollbacks, how many requests until a worse version is caught, and three other judges.
+
+    python bench/judge.py            # default size, about two minutes on one core
+    python bench/judge.py --full     # 10,000 rollouts for every figure of the judge
+    python bench/judge.py --plot docs/images/judge.svg
+
+Each line: ``<name> <value> <unit> goal <goal> ok|short``; lines without a goal only inform. Seeded: a run repeats itself.
+
+Argo Rollouts, Flagger and Kayenta are here as their documentation describes their rules; the plugin has none of them:
+ - Argo Rollouts, *Analysis & Progressive Delivery*: a measurement every ``interval: 5m`` that misses its successCondition
+   is a failure, and more failures than ``failureLimit: 3`` roll back;
+ - Flagger, *How it works*: a check every ``interval: 1m``, and ``threshold: 10`` failed checks roll back;
+ - Kayenta, *How canary judgment works*: Mann and Whitney's test on one point a minute, at least 50 points, at 98%, and
+   the whole interval beyond a tolerance of 0.25 times the estimated shift (Hodges and Lehmann's).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Optional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
+
+from module_utils.judge import (
+    FAIL,
+    NOTHING,
+    PASS,
+    Look,
+    Memory,
+    Metric,
+    Plan,
+    Progress,
+    Sample,
+    Tally,
+    judge,
+    standard_plan,
+    weigh,
+    weigh_limit,
+)
+from module_utils.sequential import Wager, divergence, walds_bound
+
+BASELINE = 0.001
+WORSE = (0.005, 0.01, 0.05)
+SHARE = 0.05
+#: Requests a second at the load balancer: turns the other judges' minutes into requests.
+PER_SECOND = 200
+PER_MINUTE = 60 * PER_SECOND
+HORIZON = 180
+#: Share of the canary in each compared stage, and the requests for which it is held.
+STAGES = (("5%", 0.05, 10_000), ("20%", 0.20, 10_000), ("50%", 0.50, 10_000))
+#: Equal versions as they usually are, and on the very edge of what still counts as equal.
+USUAL = {"errors": 0.001, "rejections": 0.01, "slow": 0.01, "slower": 0.10}
+
+
+def line(name: str, value: float, unit: str, goal: Optional[float] = None, *, at_least: bool = False) -> None:
+    """One figure, and whether it meets its goal."""
+    text = f"{name} {value:.4g} {unit}"
+    if goal is not None:
+        text += f" goal {goal:g} {'ok' if (value >= goal if at_least else value <= goal) else 'short'}"
+    print(text, flush=True)
+
+
+def among(rng: random.Random, n: int, share: float) -> int:
+    """How many of n requests go to the canary: n coins of this share, thrown at once, exact to 2**-20."""
+    if n <= 0:
+        return 0
+    flags, bits = 0, round(share * (1 << 20))
+    for place in range(20):
+        coin = rng.getrandbits(n)
+        flags = flags | coin if bits >> place & 1 else flags & coin
+    return flags.bit_count() if sys.version_info >= (3, 10) else bin(flags).count("1")
+
+
+def gap(rng: random.Random, rate: float) -> int:
+    """How many good requests come before the next bad one."""
+    return int(math.log(1 - rng.random()) / math.log1p(-rate))
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A bad request: how many requests came before it, how many of those to the canary, and where it went itself."""
+
+    before: int
+    before_canary: int
+    canary: bool
+
+
+def bad_requests(rng: random.Random, canary_rate: float, baseline_rate: float, share: float) -> Iterator[Bad]:
+    """The bad requests of an endless stream of which each request goes to the canary with this share."""
+    rate = share * canary_rate + (1 - share) * baseline_rate
+    bad_share = share * canary_rate / rate
+    good_share = share * (1 - canary_rate) / (1 - rate)
+    total = canary = 0
+    while True:
+        good = gap(rng, rate)
+        total, canary = total + good, canary + among(rng, good, good_share)
+        on_canary = rng.random() < bad_share
+        yield Bad(total, canary, on_canary)
+        total, canary = total + 1, canary + on_canary
+
+
+class Asked:
+    """One metric's tests, asked after every request of a stream.
+
+    A good request leaves the evidence against the baseline as it is, so the run of good requests before a bad one is one
+    look, and the bad one another: the same as a look after every request (a test of the judge proves it).
+    """
+
+    def __init__(self, plan: Plan, metric: Metric) -> None:
+        self.plan, self.metric = plan, metric
+        self.beside = Progress(Wager.opened(metric.alternatives, plan.reserve))
+        self.alone = Progress(Wager.opened(metric.alternatives, plan.reserve))
+
+    def new_stage(self) -> None:
+        """Counters at zero, as the judge does it."""
+        self.beside = Progress(self.beside.wager.renewed(self.metric.alternatives))
+        self.alone = Progress(self.alone.wager.renewed(self.metric.alternatives))
+
+    def failed(self, bad: Bad, share: float) -> bool:
+        """Whether the canary has failed once this request has been seen."""
+        now = (self.beside.canary, self.beside.baseline)
+        canary = Tally(bad.before_canary, now[0].bad)
+        baseline = Tally(bad.before - bad.before_canary, now[1].bad)
+        self.beside = weigh(self.plan, self.metric, self.beside, canary, baseline, share)
+        if bad.canary:
+            canary = Tally(canary.total + 1, canary.bad + 1)
+        else:
+            baseline = Tally(baseline.total + 1, baseline.bad + 1)
+        self.beside = weigh(self.plan, self.metric, self.beside, canary, baseline, share)
+        if self.metric.limit is not None and bad.canary:
+            before = replace(canary, total=canary.total - 1, bad=canary.bad - 1)
+            self.alone = weigh_limit(self.plan, self.metric, self.metric.limit, self.alone, before)
+            self.alone = weigh_limit(self.plan, self.metric, self.metric.limit, self.alone, canary)
+        return self.beside.wager.won or self.alone.wager.won
+
+
+def falsely_failed(rng: random.Random, plan: Plan, rates: dict[str, float]) -> bool:
+    """Whether a rollout of two equal versions fails by any metric in any stage, asked after every request."""
+    for metric in plan.metrics:
+        asked = Asked(plan, metric)
+        for number, (_, share, requests) in enumerate(STAGES):
+            if number:
+                asked.new_stage()
+            for bad in bad_requests(rng, rates[metric.name], rates[metric.name], share):
+                if bad.before >= requests:
+                    break
+                if asked.failed(bad, share):
+                    return True
+    return False
+
+
+def on_the_edge(plan: Plan) -> tuple[Plan, dict[str, float]]:
+    """The plan with nothing tolerated, and rates that lie exactly on the limits: no test has any slack."""
+    metrics = tuple(replace(metric, tolerance=1.0) for metric in plan.metrics)
+    rates = {metric.name: metric.limit or USUAL[metric.name] for metric in metrics}
+    return replace(plan, metrics=metrics), rates
+
+
+def upper(false: int, runs: int) -> float:
+    """The rate that a count as low as this leaves possible at 97.5% (Clopper and Pearson)."""
+    low, high = false / runs, 1.0
+    for _ in range(60):
+        rate = (low + high) / 2
+        below = math.fsum(
+            math.exp(
+                math.lgamma(runs + 1)
+                - math.lgamma(k + 1)
+                - math.lgamma(runs - k + 1)
+                + k * math.log(rate)
+                + (runs - k) * math.log1p(-rate)
+            )
+            for k in range(false + 1)
+        )
+        low, high = (rate, high) if below > 0.025 else (low, rate)
+    return high
+
+
+def false_rollbacks(runs: int) -> None:
+    """Goal 1: equal versions, every metric's test counted in, asked after every request."""
+    plan = standard_plan()
+    edge, edge_rates = on_the_edge(plan)
+    for name, judged, rates, count in (
+        ("false_rollbacks", plan, USUAL, runs),
+        ("false_rollbacks_on_the_edge", edge, edge_rates, runs),
+    ):
+        rng = random.Random(f"{name}")
+        false = sum(falsely_failed(rng, judged, rates) for _ in range(count))
+        line(name, 100 * false / count, "%", 100 * plan.alpha)
+        line(f"{name}_at_most", 100 * upper(false, count), "%")
+        line(f"{name}_rollouts", count, "rollouts")
+
+
+def until_caught(rng: random.Random, plan: Plan, metric: Metric, rate: float, share: float = SHARE) -> int:
+    """Requests, both versions', until the canary with this rate is failed."""
+    asked = Asked(plan, metric)
+    for bad in bad_requests(rng, rate, BASELINE, share):
+        if asked.failed(bad, share):
+            return bad.before + 1
+    raise AssertionError("the stream is endless")
+
+
+def percent(rate: float) -> str:
+    """A rate as a part of a figure's name."""
+    return f"{rate:.1%}".replace(".", "_").replace("%", "pct")
+
+
+def caught(runs: int) -> dict[float, list[int]]:
+    """Goal 2: requests until 0.1% -> 0.5%, 1%, 5% errors are caught at 5%, beside Wald's bound."""
+    plan = standard_plan()
+    errors = plan.metrics[0]
+    found = {}
+    for rate in WORSE:
+        rng = random.Random(f"caught {rate}")
+        requests = found[rate] = [until_caught(rng, plan, errors, rate) for _ in range(runs)]
+        mean, spread = statistics.fmean(requests), statistics.stdev(requests) / math.sqrt(runs)
+        bound = walds_bound(rate, BASELINE, SHARE, plan.alpha)
+        known = math.log(1 / plan.alpha) / (SHARE * divergence(rate, BASELINE))
+        name = f"caught_{percent(rate)}"
+        line(f"{name}_requests", mean, "requests")
+        line(f"{name}_canary_errors", mean * SHARE * rate, "errors")
+        line(f"{name}_walds_bound", bound, "requests")
+        line(f"{name}_over_bound", mean / bound, "x", 1.3)
+        line(f"{name}_over_bound_standard_error", spread / bound, "x")
+        line(f"{name}_over_bound_baseline_known", mean / known, "x")
+    return found
+
+
+def every_few_seconds(runs: int, seconds: int = 5) -> None:
+    """What a rollout sees that asks the whole judge every few seconds: until a pass, and until a fail."""
+    plan = standard_plan()
+    stops = {stop.name: 0 for stop in plan.stops}
+    size = seconds * PER_SECOND
+    for name, change in (
+        ("equal", {}),
+        ("errors_2pct", {"errors": 0.02}),
+        ("errors_20pct", {"errors": 0.20}),
+        ("one_in_fifty_slow", {"slow": 0.03}),
+        ("rejects_everything", {"rejections": 1.0}),
+        ("p90_moves_to_p75", {"slower": 0.25}),
+    ):
+        rng = random.Random(f"looks {name}")
+        requests, passed, failed = [], 0, 0
+        for _ in range(runs):
+            memory, totals = Memory(), {metric: [0, 0] for metric in USUAL}
+            canary = total = 0
+            while total < 40 * 60 * PER_SECOND:
+                on_canary = among(rng, size, SHARE)
+                total, canary = total + size, canary + on_canary
+                samples = {}
+                for metric, rate in USUAL.items():
+                    totals[metric][0] += among(rng, on_canary, change.get(metric, rate))
+                    totals[metric][1] += among(rng, size - on_canary, rate)
+                    samples[metric] = Sample(
+                        Tally(canary, totals[metric][0]), Tally(total - canary, totals[metric][1])
+                    )
+                verdict, memory = judge(plan, memory, Look("5%", SHARE, samples, stops))
+                if verdict.outcome in (PASS, FAIL):
+                    passed, failed = passed + (verdict.outcome == PASS), failed + (verdict.outcome == FAIL)
+                    break
+            requests.append(total)
+        line(f"looks_of_{seconds}s_{name}_seconds", statistics.fmean(requests) / PER_SECOND, "s")
+        line(f"looks_of_{seconds}s_{name}_failed", 100 * failed / runs, "%")
+        line(f"looks_of_{seconds}s_{name}_passed", 100 * passed / runs, "%")
+
+
+@dataclass
+class Minutes:
+    """A stream by the minute: requests and errors of both versions."""
+
+    canary: list[int]
+    canary_bad: list[int]
+    baseline: list[int]
+    baseline_bad: list[int]
+
+
+def stream(rng: random.Random, plan: Plan, rate: float) -> tuple[Minutes, int]:
+    """One stream of three hours by the minute, and the request at which the judge failed it (or its last)."""
+    asked = Asked(plan, plan.metrics[0])
+    minutes = Minutes([0] * HORIZON, [0] * HORIZON, [0] * HORIZON, [0] * HORIZON)
+    end = HORIZON * PER_MINUTE
+    caught_at = end
+    for bad in bad_requests(rng, rate, BASELINE, SHARE):
+        if bad.before >= end:
+            break
+        minute = bad.before // PER_MINUTE
+        (minutes.canary_bad if bad.canary else minutes.baseline_bad)[minute] += 1
+        if caught_at == end and asked.failed(bad, SHARE):
+            caught_at = bad.before + 1
+    minutes.canary = [among(rng, PER_MINUTE, SHARE) for _ in range(HORIZON)]
+    minutes.baseline = [PER_MINUTE - canary for canary in minutes.canary]
+    return minutes, caught_at
+
+
+def by_failures(minutes: Minutes, every: int, allowed: float, failures: int) -> int:
+    """Requests until this many checks, each over so many minutes, had an error rate above what is allowed."""
+    failed = 0
+    for start in range(0, HORIZON - every + 1, every):
+        requests = sum(minutes.canary[start : start + every])
+        failed += sum(minutes.canary_bad[start : start + every]) > allowed * requests
+        if failed == failures:
+            return (start + every) * PER_MINUTE
+    return HORIZON * PER_MINUTE
+
+
+def equal_false_alarms(every: int, failures: int, alpha: float) -> float:
+    """The error rate that this rule may allow so that equal versions fail with alpha at most in the three hours."""
+    requests, checks = round(every * PER_MINUTE * SHARE), HORIZON // every
+    above, errors = 1.0, 0
+    while True:
+        fails = math.fsum(
+            math.comb(checks, k) * above**k * (1 - above) ** (checks - k) for k in range(failures, checks + 1)
+        )
+        if fails <= alpha:
+            return (errors - 0.5) / requests
+        above -= math.exp(
+            math.lgamma(requests + 1)
+            - math.lgamma(errors + 1)
+            - math.lgamma(requests - errors + 1)
+            + errors * math.log(BASELINE)
+            + (requests - errors) * math.log1p(-BASELINE)
+        )
+        errors += 1
+
+
+def mann_whitney_z(experiment: Sequence[float], control: Sequence[float], shift: float) -> float:
+    """The standardised rank sum of the experiment moved down by shift, with ties and continuity corrected."""
+    moved = [(round(value - shift, 12), True) for value in experiment] + [(round(v, 12), False) for v in control]
+    moved.sort()
+    n, m = len(experiment), len(control)
+    ranks, ties, start = 0.0, 0.0, 0
+    while start < len(moved):
+        end = start
+        while end < len(moved) and moved[end][0] == moved[start][0]:
+            end += 1
+        size = end - start
+        ranks += sum(mine for _, mine in moved[start:end]) * (start + end + 1) / 2
+        ties += size**3 - size
+        start = end
+    z = ranks - n * (n + 1) / 2 - n * m / 2
+    sigma = math.sqrt(n * m / 12 * (n + m + 1 - ties / ((n + m) * (n + m - 1))))
+    return (z - math.copysign(0.5, z) * (z != 0)) / sigma if sigma else 0.0
+
+
+def by_mann_whitney(minutes: Minutes, confidence: float, looks: Sequence[int], tolerance: float = 0.25) -> int:
+    """Requests until the metric is High: the interval's lower end is above tolerance times the estimated shift."""
+    z = statistics.NormalDist().inv_cdf(1 - (1 - confidence) / 2)
+    for end in looks:
+        experiment = [b / n for b, n in zip(minutes.canary_bad[:end], minutes.canary[:end])]
+        control = [b / n for b, n in zip(minutes.baseline_bad[:end], minutes.baseline[:end])]
+        estimate = abs(statistics.median(x - y for x in experiment for y in control))
+        if mann_whitney_z(experiment, control, tolerance * estimate) > z:
+            return end * PER_MINUTE
+    return HORIZON * PER_MINUTE
+
+
+def beside_others(runs: int) -> dict[str, dict[float, float]]:
+    """Goal 3: the same streams, each rule at the judge's false-alarm rate or above it, over three hours at 5%."""
+    plan = standard_plan()
+    alpha = plan.alpha
+    hours = (60, 120, 180)
+    argo, flagger = equal_false_alarms(5, 4, alpha), equal_false_alarms(1, 10, alpha)
+    rules: dict[str, Callable[[Minutes], int]] = {
+        "argo_as_documented": lambda m: by_failures(m, 5, 0.05, 4),
+        "flagger_as_documented": lambda m: by_failures(m, 1, 0.01, 10),
+        "argo": lambda m: by_failures(m, 5, argo, 4),
+        "flagger": lambda m: by_failures(m, 1, flagger, 10),
+        "kayenta": lambda m: by_mann_whitney(m, 0.98, hours),
+    }
+    line("argo_allows_errors", 100 * argo, "%")
+    line("flagger_allows_errors", 100 * flagger, "%")
+    means: dict[str, dict[float, float]] = {name: {} for name in ("judge", *rules)}
+    end = HORIZON * PER_MINUTE
+    for rate in (BASELINE, *WORSE):
+        rng = random.Random(f"others {rate}")
+        streams = [stream(rng, plan, rate) for _ in range(runs)]
+        at = {"judge": [caught_at for _, caught_at in streams]}
+        at.update({name: [rule(minutes) for minutes, _ in streams] for name, rule in rules.items()})
+        for name, requests in at.items():
+            means[name][rate] = statistics.fmean(requests)
+            if rate == BASELINE:
+                line(f"{name}_false_alarms", 100 * sum(r < end for r in requests) / runs, "%")
+            else:
+                line(f"{name}_{percent(rate)}_requests", means[name][rate], "requests")
+                line(f"{name}_{percent(rate)}_caught", 100 * sum(r < end for r in requests) / runs, "%")
+    for rate in WORSE:
+        for name in rules:
+            ahead = means[name][rate] / means["judge"][rate]
+            line(f"ahead_of_{name}_{percent(rate)}", ahead, "x", 1, at_least=True)
+    return means
+
+
+def plot(path: Path) -> None:
+    """Draw how far each judge lets a worse version go, from the means of the last lines, as SVG."""
+    raise NotImplementedError
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the figures that were asked for."""
+    parts: dict[str, Callable[[bool], object]] = {
+        "caught": lambda full: caught(10_000 if full else 3_000),
+        "others": lambda full: beside_others(1_000 if full else 60),
+        "looks": lambda full: every_few_seconds(200 if full else 15),
+        "false_rollbacks": lambda full: false_rollbacks(10_000 if full else 200),
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="10,000 rollouts for every figure of the judge")
+    parser.add_argument("--only", choices=parts, action="append", help="only this part; may be given again")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the picture of the documentation, as SVG")
+    options = parser.parse_args(arguments)
+    for name in options.only or parts:
+        parts[name](options.full)
+    if options.plot:
+        plot(options.plot)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
