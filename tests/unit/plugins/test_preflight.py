@@ -171,7 +171,9 @@ def test_memory_is_what_the_kernel_manages() -> None:
 
 def test_candidates_of_apt() -> None:
     """Each package has its own candidate, (none) is None."""
-    policy = "redis-server:\n  Installed: (none)\n  Candidate: 5:8.0.2-3\n  Version table:\nnats:\n  Candidate: (none)\n"
+    policy = (
+        "redis-server:\n  Installed: (none)\n  Candidate: 5:8.0.2-3\n  Version table:\nnats:\n  Candidate: (none)\n"
+    )
     assert candidates(policy) == {"redis-server": "8.0.2", "nats": None}
 
 
