@@ -156,3 +156,8 @@ def by_slot(servers: list[Server], prefix: str = "slot_") -> dict[str, dict[str,
         if server.backend.startswith(prefix):
             found.setdefault(server.backend[len(prefix) :], {})[server.name] = server.as_dict()
     return found
+
+
+def would_leave(servers: list[Server], taken: list[str]) -> list[str]:
+    """The servers of a backend that go on serving when these are taken out of rotation."""
+    return [server.name for server in servers if server.serves and server.name not in taken]

@@ -64,7 +64,9 @@ def readiness(status: int, body: bytes) -> tuple[bool, str]:
     except ValueError:
         problem = None
     if isinstance(problem, dict):
-        text = str(problem.get("detail") or problem.get("title") or problem.get("reason") or text)
+        reasons = problem.get("reasons")
+        named = "; ".join(f"{name}: {why}" for name, why in reasons.items()) if isinstance(reasons, dict) else ""
+        text = named or str(problem.get("detail") or problem.get("title") or text)
     return False, masked(f"{status}: {text[:300]}" if text else str(status))
 
 

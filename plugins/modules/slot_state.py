@@ -58,6 +58,10 @@ options:
     description: The name of a slot's container.
     type: str
     default: trading-bot-{slot}
+  log:
+    description: The file that a slot's standard output goes to with the runtime C(systemd).
+    type: str
+    default: /var/log/trading-bot/trading-bot-{slot}.log
   config:
     description: The configuration's name in a release's directory.
     type: str
@@ -325,11 +329,13 @@ class Host:
     def last_lines(self, slot: str) -> str:
         """The last lines of the slot's log, secrets masked."""
         unit = self.params["unit"].format(slot=slot)
-        journal = ["journalctl", "--unit", unit, "--lines", _LOG_LINES, "--no-pager", "--output", "cat"]
-        commands = [journal]
+        printed = []
         if self.params["runtime"] == "docker":
-            commands.insert(0, ["docker", "logs", "--tail", _LOG_LINES, self.params["container"].format(slot=slot)])
-        for command in commands:
+            printed.append(["docker", "logs", "--tail", _LOG_LINES, self.params["container"].format(slot=slot)])
+        else:
+            printed.append(["tail", "--lines", _LOG_LINES, self.params["log"].format(slot=slot)])
+        printed.append(["journalctl", "--unit", unit, "--lines", _LOG_LINES, "--no-pager", "--output", "cat"])
+        for command in printed:
             status, out, err = run(command)
             if status == 0 and (out + err).strip():
                 return masked((out + err).strip())
@@ -371,6 +377,7 @@ def main() -> None:
             "token": {"type": "str", "no_log": True},
             "unit": {"type": "str", "default": "trading-bot@{slot}.service"},
             "container": {"type": "str", "default": "trading-bot-{slot}"},
+            "log": {"type": "str", "default": "/var/log/trading-bot/trading-bot-{slot}.log"},
             "config": {"type": "str", "default": "config.yaml"},
             "venv": {"type": "str", "default": "venv"},
             "wait": {"type": "str", "choices": ["none", "ready"], "default": "none"},

@@ -145,7 +145,7 @@ def test_what_jetstream_refuses_and_what_nobody_answers_is_told(nats: Nats) -> N
         with pytest.raises(NatsError, match="is JetStream on"):
             connection.api("nobody.listens", {})
         with pytest.raises(JetStreamError):
-            KeyValue(connection, "release").create(1000, 1)
+            KeyValue(connection, "release").create(5, 3)
         with pytest.raises(JetStreamError):
             KeyValue(connection, "nowhere").get("traffic")
 
@@ -192,11 +192,11 @@ def test_nobody_named_is_an_error() -> None:
 
 
 def test_a_closed_connection_is_told(nats: Nats) -> None:
-    connection = connect([f"127.0.0.1:{nats.port}"], "admin", "admin-secret")
-    nats.stop()
-    with pytest.raises(NatsError, match="closed the connection|cannot be written to|did not answer"):
-        for _ in range(3):
-            connection.request("x", b"")
+    with connect([f"127.0.0.1:{nats.port}"], "admin", "admin-secret") as connection:
+        nats.stop()
+        with pytest.raises(NatsError, match="closed the connection|cannot be written to|did not answer"):
+            for _ in range(3):
+                connection.request("x", b"")
 
 
 @pytest.mark.parametrize(

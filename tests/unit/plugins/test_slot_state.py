@@ -312,6 +312,8 @@ def test_containers_are_read_from_what_docker_prints() -> None:
         (503, b"plain", (False, "503: plain")),
         (503, b'{"title": "draining"}', (False, "503: draining")),
         (503, b"[1]", (False, "503: [1]")),
+        (503, b'{"detail": "d", "reasons": {"redis": "refused", "nats": "away"}}', (False, "503: redis: refused; nats: away")),
+        (503, b'{"detail": "d", "reasons": {}}', (False, "503: d")),
         (503, b'{"detail": "redis://u:secret@h refused"}', (False, "503: redis://u:********@h refused")),
     ],
 )
