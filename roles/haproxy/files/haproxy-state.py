@@ -11,6 +11,8 @@ loaded  note which configuration the running process has, and drop the state fil
 stale   exit 0 if a process runs with another configuration than the one on disk, 1 if not.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import os
@@ -22,13 +24,17 @@ import time
 from pathlib import Path
 
 VERSION_LINE = "1"
-FIELDS = (
-    "be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight"
-    " srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state"
-    " bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr"
-    " srv_agent_addr srv_agent_port"
-).split()
-DOWN = {"srv_op_state": "0", "srv_admin_state": "0", "srv_check_result": "2", "srv_check_health": "0"}
+# Check status 1 is "not checked yet"; 0 would be "not to be checked".
+DOWN = {
+    "srv_op_state": "0",
+    "srv_admin_state": "0",
+    "srv_uweight": "1",
+    "srv_iweight": "1",
+    "srv_check_status": "1",
+    "srv_check_result": "0",
+    "srv_check_health": "0",
+    "srv_check_state": "6",
+}
 
 
 def ask(path: str, command: str) -> str:
@@ -72,9 +78,9 @@ def merge(running: str, config: str) -> str:
     Known servers keep their line; new ones, and ones that moved, are down until a check succeeds.
     """
     lines = [line for line in running.splitlines() if line.strip()]
-    header = next((line[1:].split() for line in lines if line.startswith("#")), FIELDS)
-    rows = [dict(zip(header, line.split(), strict=False)) for line in lines if len(line.split()) == len(header)]
-    known = {(row["be_name"], row["srv_name"]): row for row in rows if row.get("be_id", "#") != "#"}
+    header = next(line[1:].split() for line in lines if line.startswith("#"))
+    rows = [dict(zip(header, line.split())) for line in lines if not line.startswith("#") and len(line.split()) == len(header)]
+    known = {(row["be_name"], row["srv_name"]): row for row in rows}
     backend_ids = {row["be_name"]: row["be_id"] for row in known.values()}
     result = [VERSION_LINE, "# " + " ".join(header)]
     numbers: dict[str, int] = {}
@@ -82,11 +88,9 @@ def merge(running: str, config: str) -> str:
         numbers[backend] = numbers.get(backend, 0) + 1
         row = known.get((backend, name))
         if row is None or (row["srv_addr"], row["srv_port"]) != (address, port):
-            fresh = dict.fromkeys(header, "0") | dict.fromkeys((f for f in header if f.endswith(("addr", "fqdn", "record"))), "-")
-            fresh |= {"srv_uweight": "1", "srv_iweight": "1", "srv_check_state": "6", "srv_time_since_last_change": "0"}
-            row = fresh | DOWN
-            row |= {"be_id": backend_ids.get(backend, "0"), "be_name": backend}
-            row |= {"srv_id": str(numbers[backend]), "srv_name": name, "srv_addr": address, "srv_port": port}
+            row = {field: "-" if field.endswith(("addr", "fqdn", "record")) else "0" for field in header}
+            row.update(DOWN, be_id=backend_ids.get(backend, "0"), be_name=backend)
+            row.update(srv_id=str(numbers[backend]), srv_name=name, srv_addr=address, srv_port=port)
         result.append(" ".join(row[field] for field in header))
     return "\n".join(result) + "\n"
 

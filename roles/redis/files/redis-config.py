@@ -8,6 +8,8 @@ apply  compare the running server with redis.conf and users.acl and change what 
        the changed ones. Prints {"changed": [...], "restart": [...]}; "restart" lists what only a restart can change.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
