@@ -1,7 +1,7 @@
 # The few commands that people type. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test lint unit molecule bench env engine image lab lock
+.PHONY: help demo demo-down test lint unit molecule bench env tools engine image lab lock
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
@@ -15,23 +15,26 @@ demo: lab ## everything from nothing: the fleet, a first release, orders through
 demo-down: ## remove the lab, leave nothing behind
 	@lab/down.sh
 
-test: env engine image ## all set-up and every test
-	@tests/run.sh lint unit molecule
+test: env tools engine image ## all set-up and every test
+	@tests/run.py lint unit molecule
 
-lint: env ## ansible-lint, yamllint, ruff, mypy, import contract, shellcheck
-	@tests/run.sh lint
+lint: env tools ## ansible-lint, yamllint, ruff, mypy, import contract, shellcheck
+	@tests/run.py lint
 
-unit: env engine image ## tests that need no lab: policy, templates, plugins, app
-	@tests/run.sh unit
+unit: env tools engine image ## tests that need no lab: policy, templates, plugins, app
+	@tests/run.py unit
 
 molecule: env engine image ## the fleet in containers, from nothing to destroyed
-	@tests/run.sh molecule
+	@tests/run.py molecule
 
 bench: lab ## the figures, each beside something measured in the same run; NAME=... runs one
 	@bench/run.sh $(NAME)
 
 env: ## the control node's Python environment
 	@lab/python.sh
+
+tools: ## the programs that tests run: haproxy, nats-server, redis-server, shellcheck
+	@lab/tools.sh
 
 engine: ## a Docker engine on this machine
 	@lab/engine.sh
@@ -46,3 +49,9 @@ lock: ## requirements/control.txt anew, from control.in and the app's own lock
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --no-header --no-emit-index-url \
 	  --python-version 3.11 --constraint app/requirements.txt requirements/control.in app/pyproject.toml \
 	  --output-file requirements/control.txt
+
+# Anything else that is typed.
+.DEFAULT:
+	@echo "There is no 'make $@'. There is:" >&2
+	@$(MAKE) --no-print-directory help >&2
+	@exit 2

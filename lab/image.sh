@@ -10,6 +10,7 @@ python_packages=python3,python3-venv,ca-certificates,tzdata
 . /etc/os-release
 if [ "$ID" = ubuntu ]; then suite=$VERSION_CODENAME components=main,universe; else suite=trixie components=main; fi
 mirror() {
+  # shellcheck disable=SC2016 # apt-get expands it, not the shell
   apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Label: ${NAME%% *}" | head -n 1
 }
 proxy=$(apt-config shell p Acquire::http::Proxy | sed -n "s/^p='\(.*\)'$/\1/p")

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The programs that tests run and that are no Python packages, from the distribution, with none of their services started.
+. "$(dirname "$0")/lib.sh"
+
+packages=(haproxy nats-server redis-server shellcheck)
+
+install() {
+  apt_install "${packages[@]}"
+  # Tests start these themselves, on free ports; nor do they come up with the next boot.
+  if [ -d /run/systemd/system ]; then as_root systemctl --quiet disable haproxy nats-server redis-server; fi
+}
+
+if dpkg-query -W -f '${Status}\n' "${packages[@]}" 2>/dev/null | grep -c 'ok installed' | grep -qx "${#packages[@]}"; then
+  skip "Test tools ${packages[*]}"
+else
+  step "Test tools ${packages[*]}" install
+fi

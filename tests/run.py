@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""Run the repository's checks, stage after stage, and end with a line that counts them.
+
+    tests/run.py lint unit molecule      whole groups
+    tests/run.py policy app              single stages
+
+Every stage of a group runs, so that one run shows all there is to mend; after a group with a failure no further group
+starts. A pytest stage counts each of its tests, a Molecule scenario itself and each of its tests, a linter as one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+JUNIT = ROOT / ".lab" / "junit"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command whose exit code is the verdict; where pytest runs in it, its report says how many tests there were."""
+
+    name: str
+    command: Sequence[str]
+    directory: Path = ROOT
+    report: Path | None = None
+    #: The command is a check of its own besides the tests in its report.
+    counts_itself: bool = True
+
+
+@dataclass(frozen=True)
+class Count:
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed"
+
+
+def pytest_stage(name: str, tests: str, directory: Path = ROOT) -> Stage:
+    report = JUNIT / f"{name}.xml"
+    command = ["pytest", tests, f"--junit-xml={report}"]
+    return Stage(name, command, directory, report, counts_itself=False)
+
+
+def shell_scripts() -> list[str]:
+    """The repository's files that a shell runs: by their name or their first line."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+    )
+    names = [name for name in listed.stdout.decode().split("\0") if name]
+    return [name for name in names if (ROOT / name).is_file() and is_shell(ROOT / name)]
+
+
+def is_shell(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline(80)
+    return path.suffix == ".sh" or (first.startswith(b"#!") and first.split(b"/")[-1].split()[-1] in (b"sh", b"bash"))
+
+
+def groups() -> dict[str, list[Stage]]:
+    """What there is to run, in the order from fast to slow."""
+    app = ROOT / "app"
+    return {
+        "lint": [
+            Stage("yamllint", ["yamllint", "--strict", "."]),
+            Stage("ruff", ["ruff", "check", "."]),
+            Stage("shellcheck", ["shellcheck", *shell_scripts()]),
+            Stage("imports", ["lint-imports", "--no-cache"], app),
+            Stage("mypy-app", ["mypy"], app),
+            Stage("mypy", ["mypy"]),
+            Stage("ansible-lint", ["ansible-lint", "--strict"]),
+        ],
+        "unit": [
+            pytest_stage("policy", "tests/policy"),
+            pytest_stage("templates", "tests/templates"),
+            pytest_stage("plugins", "tests/unit"),
+            pytest_stage("app", "tests", app),
+        ],
+        "molecule": [
+            Stage(
+                f"molecule-{scenario.parent.name}",
+                ["molecule", "test", "--scenario-name", scenario.parent.name],
+                report=JUNIT / f"molecule-{scenario.parent.name}.xml",
+            )
+            for scenario in sorted(ROOT.glob("molecule/*/molecule.yml"))
+        ],
+    }
+
+
+def read_report(path: Path) -> Count:
+    """The tests that a JUnit report lists; none where the report is missing or was cut off."""
+    try:
+        suites = ElementTree.parse(path).getroot().iter("testsuite")
+    except (OSError, ElementTree.ParseError):
+        return Count()
+    total = Count()
+    for suite in suites:
+        tests, failures, errors, skipped = (int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped"))
+        total += Count(tests - failures - errors - skipped, failures + errors, skipped)
+    return total
+
+
+def run(stage: Stage) -> Count:
+    print(f"==> {stage.name}: {' '.join(stage.command[:6])}{' ...' if len(stage.command) > 6 else ''}", flush=True)
+    if stage.report is not None:
+        stage.report.unlink(missing_ok=True)
+    start = time.monotonic()
+    try:
+        code = subprocess.run(stage.command, cwd=stage.directory, check=False).returncode
+    except FileNotFoundError:
+        print(f"{stage.command[0]} is not installed: run 'make env tools'", flush=True)
+        code = 127
+    count = read_report(stage.report) if stage.report is not None else Count()
+    if stage.counts_itself and code == 0:
+        count += Count(passed=1)
+    if code != 0 and count.failed == 0:
+        count += Count(failed=1)
+    left_out = f", {count.skipped} skipped" if count.skipped else ""
+    print(f"==> {stage.name}: {count}{left_out} in {time.monotonic() - start:.0f} s\n", flush=True)
+    return count
+
+
+def environment() -> None:
+    """What every stage sees: the project's own programs first, its Ansible configuration, and no leave to skip."""
+    os.environ["PATH"] = os.pathsep.join([str(ROOT / ".venv" / "bin"), os.environ["PATH"], "/usr/sbin", "/sbin"])
+    os.environ["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
+    os.environ["CI"] = "true"
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    for name in ("PYTHONPATH", "PYTEST_ADDOPTS", "ANSIBLE_INVENTORY"):
+        os.environ.pop(name, None)
+
+
+def main() -> int:
+    there_is = groups()
+    parser = argparse.ArgumentParser(
+        description="Run the repository's checks. A group runs all of its stages.",
+        epilog="\n".join(f"  {name:9} {' '.join(stage.name for stage in stages)}" for name, stages in there_is.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", nargs="+", metavar="GROUP|STAGE")
+    wanted = parser.parse_args().what
+    single = {stage.name: [stage] for stages in there_is.values() for stage in stages}
+    unknown = [name for name in wanted if name not in there_is and name not in single]
+    if unknown:
+        print(f"There is no {' and no '.join(unknown)}. There is:\n{parser.epilog}", file=sys.stderr)
+        return 2
+
+    environment()
+    JUNIT.mkdir(parents=True, exist_ok=True, mode=0o700)
+    total = Count()
+    not_run: list[str] = []
+    for name in wanted:
+        stages = there_is.get(name) or single[name]
+        if total.failed:
+            not_run += [stage.name for stage in stages]
+            continue
+        for stage in stages:
+            count = run(stage)
+            total += count
+            if count.failed:
+                print(f"==> failed: {stage.name}", flush=True)
+    if not_run:
+        print(f"Not run, because something before failed: {' '.join(not_run)}", flush=True)
+    if total.passed + total.failed == 0:
+        total = Count(failed=1)
+        print("No tests ran.", flush=True)
+    print(total, flush=True)
+    return 1 if total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
