@@ -3,26 +3,33 @@
 . "$(dirname "$0")/lib.sh"
 
 lock=requirements/control.txt
-stamp=.venv/.lock
+app=app/pyproject.toml
 
-# Not the python of the environment that may have to be replaced.
+# Not the python of the environment itself, which may have to be made.
 PATH=${PATH//"$root/.venv/bin:"/}
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
   refuse "Python 3.11 or later is needed: install python3 and python3-venv, or name one with PYTHON=..."
 
-if cat "$lock" app/pyproject.toml | cmp -s - "$stamp"; then
-  skip "Python environment .venv"
-  exit 0
-fi
-"$python" -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
-need_space . 2
+pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
 
 build() {
-  rm -rf .venv
-  "$python" -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r "$lock"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable app
-  cat "$lock" app/pyproject.toml >"$stamp"
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  pip install --require-hashes --only-binary=:all: -r "$lock"
+  cp "$lock" .venv/.lock
 }
-step "Python environment .venv from $lock" build
+add_app() {
+  pip install --no-deps --no-build-isolation --editable app
+  cp "$app" .venv/.app
+}
+
+if cmp -s "$lock" .venv/.lock; then
+  skip "Python environment .venv"
+else
+  need_space . 2
+  step "Python environment .venv from $lock" build
+fi
+if ! cmp -s "$app" .venv/.app; then
+  step "The app in the environment" add_app
+fi
