@@ -39,10 +39,10 @@ def wait(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-def listens(port: int) -> bool:
-    """Tell whether somebody listens on a port of the loopback interface."""
+def listens(port: int, address: str = "127.0.0.1") -> bool:
+    """Tell whether somebody listens on a port."""
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((address, port)) == 0
 
 
 def log_tail(path: Path) -> str:
