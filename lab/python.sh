@@ -11,7 +11,7 @@ python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
   refuse "Python 3.11 or later is needed: install python3 and python3-venv, or name one with PYTHON=..."
 
-pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
+pip() { .venv/bin/python -m pip --quiet --quiet --disable-pip-version-check "$@"; }
 
 build() {
   "$python" -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
@@ -23,6 +23,10 @@ add_app() {
   pip install --no-deps --no-build-isolation --editable app
   cp "$app" .venv/.app
 }
+
+# Two runs at once must not build the same directory.
+exec 9>.venv.lock
+flock 9
 
 if cmp -s "$lock" .venv/.lock; then
   skip "Python environment .venv"
