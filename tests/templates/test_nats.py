@@ -95,7 +95,7 @@ class Bus:
 def bus(tmp_path: Path) -> Iterator[Bus]:
     """One running server."""
     program("nats-server")
-    one = Bus(tmp_path / "bus", "data1", [{"name": "data1", "address": "127.0.0.1"}], free_ports(3))
+    one = Bus(tmp_path / "bus", [{"name": "data1", "address": "127.0.0.1"}], 0, free_ports(3))
     one.start()
     yield one
     one.stop()
@@ -261,11 +261,9 @@ def test_new_user_comes_with_a_reload_that_disconnects_nobody(bus: Bus) -> None:
 
 def test_three_servers_form_a_cluster_that_keeps_a_stream_thrice(tmp_path: Path) -> None:
     program("nats-server")
-    ports = free_ports(5)
+    ports = free_ports(3)
     hosts = [{"name": f"data{number}", "address": f"127.0.0.{number}"} for number in (1, 2, 3)]
-    servers = [
-        Bus(tmp_path / host["name"], host["name"], hosts, [ports[0], ports[1], ports[2]], host["address"]) for host in hosts
-    ]
+    servers = [Bus(tmp_path / host["name"], hosts, number, ports) for number, host in enumerate(hosts)]
 
     async def main() -> None:
         app = await servers[0].connect("trading_bot")
