@@ -1,7 +1,6 @@
 """The ledger's configuration and access list, in a real Redis."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,8 +77,7 @@ class Ledger:
     def tool(self, *arguments: object, password: str = PASSWORDS["operator"]) -> subprocess.CompletedProcess[str]:
         """Run the role's tool."""
         command = [sys.executable, str(TOOL), *map(str, arguments)]
-        environment = os.environ | {"REDIS_CONFIG_PASSWORD": password}
-        return subprocess.run(command, text=True, capture_output=True, check=False, env=environment)
+        return subprocess.run(command, text=True, capture_output=True, check=False, input=password)
 
     def apply(self, password: str = PASSWORDS["operator"]) -> dict[str, list[str]]:
         """Bring the running server up to date as the role does."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import socket
 import subprocess
@@ -160,14 +159,14 @@ def main() -> int:
     parser.add_argument("command", choices=("check", "apply"))
     parser.add_argument("--config", type=Path)
     parser.add_argument("--users", type=Path)
-    parser.add_argument("--user", help="who applies; the password is in REDIS_CONFIG_PASSWORD")
+    parser.add_argument("--user", help="who applies; the password is read from standard input")
     parser.add_argument("--timeout", type=float, default=10)
     arguments = parser.parse_args()
     if arguments.command == "check":
         check(arguments.config, arguments.users, arguments.timeout)
     else:
         config = arguments.config or Path("/etc/redis/redis.conf")
-        print(json.dumps(apply(config, arguments.user, os.environ["REDIS_CONFIG_PASSWORD"], arguments.timeout)))
+        print(json.dumps(apply(config, arguments.user, sys.stdin.readline().rstrip("\n"), arguments.timeout)))
     return 0
 
 
