@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from servers import App, Nats, Redis
+from servers import App, Nats, PaperVenue, Redis
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +69,11 @@ def start_app(tmp_path: Path) -> Iterator[Callable[..., App]]:
     yield start
     for instance in started:
         instance.kill()
+
+
+@pytest.fixture
+def venue(own_nats: Nats, tmp_path: Path) -> Iterator[PaperVenue]:
+    server = PaperVenue(tmp_path / "venue", own_nats.url, "--tick", "0.05")
+    server.start()
+    yield server
+    server.kill()

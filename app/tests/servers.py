@@ -206,6 +206,44 @@ def _body(answer: Any) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
+class PaperVenue(Server):
+    """The paper exchange, as a process of its own."""
+
+    def __init__(self, directory: Path, nats_url: str, *options: str) -> None:
+        port = free_port()
+        directory.mkdir(parents=True, exist_ok=True)
+        config = directory / "venue.yaml"
+        config.write_text(f'nats: {{url: "{nats_url}", reconnect_wait: 50ms}}\n')
+        command = [
+            sys.executable, "-m", "trading_bot", "venue", "-config", str(config), "--port", str(port),
+            "--journal", str(directory / "journal"), *options,
+        ]  # fmt: skip
+        super().__init__(command, port, directory / "venue.log")
+        self.url = f"http://127.0.0.1:{port}"
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        request = urllib.request.Request(self.url + path, method=method)
+        if body is not None:
+            request.data = json.dumps(body).encode()
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.loads(answer.read())
+
+    def faults(self, **chances: float) -> None:
+        self.call("POST", "/v1/faults", chances)
+
+
+def verified(redis: Redis, venue: PaperVenue | None = None) -> dict[str, Any]:
+    """What ``verify-ledger`` says."""
+    command = [sys.executable, "-m", "trading_bot", "verify-ledger", "--redis", redis.url]
+    if venue is not None:
+        command += ["--venue", venue.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout, done.stderr
+    verdict = dict(json.loads(done.stdout))
+    assert done.returncode == (0 if verdict["ok"] else 1)
+    return verdict
+
+
 def write_tokens(directory: Path) -> Path:
     path = directory / "tokens.json"
     tokens = [

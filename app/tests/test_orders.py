@@ -68,8 +68,32 @@ def test_a_reduce_only_order_without_a_position_is_refused(app: App) -> None:
 
 
 def test_a_market_order_without_a_mark_is_refused(app: App) -> None:
-    status, answer = submit(app, order("a1", symbol="NEW-USDT", type="market", price=None), unique())
+    status, answer = submit(app, order("a1", type="market", price=None), unique())
     assert (status, answer["rule"]) == (422, "mark_missing")
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule", "limit", "value"),
+    [
+        ({"symbol": "NEW-USDT"}, "instrument_unknown", "a known instrument", "NEW-USDT"),
+        ({"price": "50000.001"}, "tick_size", "0.01", "50000.001"),
+        ({"quantity": "0.000015"}, "lot_size", "0.00001", "0.000015"),
+        ({"quantity": "101", "price": "1"}, "max_quantity", "100", "101"),
+        (
+            {"quantity": "100", "price": "80000000"},
+            "max_order_notional",
+            "1000000",
+            "beyond what can be held",
+        ),
+        ({"quantity": "100", "price": "20000"}, "max_order_notional", "1000000", "2000000"),
+        ({"quantity": "3"}, "max_position_size", "100000", "150000"),
+    ],
+)
+def test_each_check_names_itself_its_limit_and_the_value(
+    app: App, fields: dict[str, object], rule: str, limit: str, value: str
+) -> None:
+    status, answer = submit(app, order("a1", **fields), unique())
+    assert (status, answer["rule"], answer["limit"], answer["value"]) == (422, rule, limit, value)
 
 
 @pytest.mark.parametrize(

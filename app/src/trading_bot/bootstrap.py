@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from decimal import Decimal
 from importlib import metadata
 
 import uvicorn
@@ -21,13 +22,15 @@ from trading_bot.adapters.redis import ledger as redis
 from trading_bot.adapters.redis.connection import Client, Endpoint
 from trading_bot.adapters.tokens import Tokens
 from trading_bot.config import Config
-from trading_bot.domain import money
+from trading_bot.domain.limits import Limits
 from trading_bot.domain.traffic import Traffic, TrafficGate
 from trading_bot.entrypoints.bus import BusApi
 from trading_bot.entrypoints.http import HttpApi
 from trading_bot.errors import CannotListen, TradingError, Unavailable
-from trading_bot.ports import Probe
+from trading_bot.ports import Probe, Venue
+from trading_bot.service.dispatch import Dispatcher
 from trading_bot.service.instance import Identity, Instance
+from trading_bot.service.marks import Marks
 from trading_bot.service.relay import Relay
 from trading_bot.service.submit import OUTCOMES, OrderDesk
 
@@ -82,13 +85,33 @@ class Executor:
         self._feed = Client(endpoint, name=f"trading-bot:{identity.slot}:feed", deadline=5)
         holder = f"{name}/{os.getpid()}"
         self._outbox = redis.RedisOutbox(self._client, self._feed, holder=holder)
-        self._probe = redis.RedisProbe(self._client, f"trading:instance:{name}", identity.version)
-        ledger = redis.RedisLedger(
+        self._probe = redis.RedisProbe(
+            self._client, f"trading:instance:{name}", identity.version, self._prepare
+        )
+        ledger = self._ledger = redis.RedisLedger(
             self._client,
             version=identity.version,
             slot=identity.slot,
-            max_position_size=money.scale(settings.risk.max_position_size),
+            limits=Limits.of(settings.risk),
         )
+        self._venue = _venue(settings)
+        book = self._book = redis.RedisBook(
+            self._client,
+            version=identity.version,
+            slot=identity.slot,
+            holder=holder,
+            venue=self._venue.name if self._venue else "none",
+        )
+        self._marks = Marks(book)
+        self._dispatcher = None
+        if self._venue is not None:
+            self._dispatcher = Dispatcher(
+                book,
+                self._venue,
+                log,
+                timeout=settings.venue.request_timeout,
+                recheck=settings.venue.recheck_interval,
+            )
         gate = self._gate = TrafficGate(identity.slot)
         build = {
             "release_id": identity.release_id,
@@ -109,17 +132,20 @@ class Executor:
                 max_reconnects=settings.nats.max_reconnects,
                 replicas=settings.nats.stream_replicas,
             ),
-            on_begin=gate.begin,
+            on_begin=self._on_begin,
             on_traffic=self._on_traffic,
             on_request=self._on_request,
+            on_tick=self._marks.tick,
             on_change=lambda reason: log("nats", state="away" if reason else "usable", reason=reason),
         )
         self._client.on_change(
             lambda reason: log("redis", state="away" if reason else "usable", reason=reason)
         )
         needs: dict[str, Probe] = {"redis": self._probe, "nats": self._bus}
-        self._desk = OrderDesk(ledger, needs, metrics.order, log)
-        self.instance = Instance(identity, settings.sha256, needs, redis.RedisControls(self._client))
+        nudge = self._dispatcher.nudge if self._dispatcher else lambda: None
+        self._desk = OrderDesk(ledger, needs, metrics.order, log, nudge)
+        ready: dict[str, Probe] = {**needs, **({"venue": self._dispatcher} if self._dispatcher else {})}
+        self.instance = Instance(identity, settings.sha256, ready, redis.RedisControls(self._client))
         prefix = f"{identity.instance}-{identity.slot}-{self.instance.started_ms:x}"
         self._bus_api = BusApi(gate, self._desk, tokens, prefix, log)
         self._relay = Relay(self._outbox, self._bus, log)
@@ -141,7 +167,8 @@ class Executor:
             "Events that the bus has yet to store.",
             lambda: self._pending,
         )
-        api = HttpApi(self.instance, self._desk, tokens, self._render_metrics, metrics.response, log)
+        rate = settings.risk.margin_rate
+        api = HttpApi(self.instance, self._desk, tokens, self._render_metrics, rate, metrics.response, log)
         self._server = _Server(
             uvicorn.Config(
                 api,
@@ -179,7 +206,13 @@ class Executor:
         self._feed.start()
         self._bus.start()
         loop = asyncio.get_running_loop()
-        background = [loop.create_task(work) for work in (self._probe.run(), self._relay.run())]
+        relaying = loop.create_task(self._relay.run())
+        background = [relaying, loop.create_task(self._probe.run()), loop.create_task(self._marks.run())]
+        if self._dispatcher is not None:
+            background += [
+                loop.create_task(self._dispatcher.run()),
+                loop.create_task(self._dispatcher.follow()),
+            ]
         serving = loop.create_task(self._server.serve(sockets=[listener]))
         stopping = loop.create_task(self._stop.wait())
         done, _ = await asyncio.wait({serving, stopping, *background}, return_when=asyncio.FIRST_COMPLETED)
@@ -188,12 +221,16 @@ class Executor:
             raise TradingError("a part of the instance ended by itself")
         try:
             async with asyncio.timeout(settings.server.drain_timeout):
-                await self._drain(serving, background[1])
+                await self._drain(serving, relaying)
         except TimeoutError:
             self._log("stop", outcome="drain timed out; what waits in the outbox is left to others")
         for task in (serving, *background):
             task.cancel()
         await asyncio.gather(serving, *background, return_exceptions=True)
+        if self._venue is not None:
+            await self._venue.close()
+            with contextlib.suppress(TradingError):
+                await self._book.leave("reports")
         await self._bus.stop()
         await self._client.stop()
         await self._feed.stop()
@@ -211,6 +248,8 @@ class Executor:
         await serving
         self._desk.closed = True
         self._log("drain", step="requests finished")
+        if self._dispatcher is not None:
+            await self._dispatcher.finish()
         relaying.cancel()
         await asyncio.gather(relaying, return_exceptions=True)
         try:
@@ -222,8 +261,22 @@ class Executor:
     async def _on_request(self, message: Msg) -> None:
         await self._bus_api.handle(message)
 
+    async def _prepare(self) -> None:
+        await self._book.note_instruments(self._settings.venue.instruments, replace=False)
+
+    def _hold_to_limits(self, traffic: Traffic | None) -> None:
+        """A canary may be held to a fraction of each limit."""
+        canary = traffic is not None and traffic.canary == self.instance.identity.slot and traffic.cut > 0
+        risk = self._settings.risk
+        self._ledger.limits = Limits.of(risk, risk.canary_fraction if canary else Decimal(1))
+
+    def _on_begin(self, traffic: Traffic | None) -> None:
+        self._gate.begin(traffic)
+        self._hold_to_limits(traffic)
+
     def _on_traffic(self, traffic: Traffic) -> None:
         if self._gate.update(traffic, asyncio.get_running_loop().time()):
+            self._hold_to_limits(traffic)
             self._log(
                 "traffic", stable=traffic.stable, canary=traffic.canary, salt=traffic.salt, cut=traffic.cut
             )
@@ -233,6 +286,14 @@ class Executor:
             self._pending = await self._outbox.pending()
         self._metrics.published = self._relay.published
         return self._metrics.render()
+
+
+def _venue(settings: Config) -> Venue | None:
+    if settings.venue.adapter == "paper":
+        from trading_bot.adapters.venues.paper import PaperVenueClient
+
+        return PaperVenueClient(settings.venue.url, settings.venue.request_timeout)
+    return None
 
 
 def _listen(host: str, port: int) -> socket.socket:

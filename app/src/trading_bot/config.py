@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trading_bot.domain import money
+from trading_bot.domain.instrument import Instrument, instruments_from
 from trading_bot.errors import ConfigError, ConfigIssue
 
 
@@ -112,6 +113,22 @@ def _optional_text(text: str) -> str:
     return text
 
 
+def _one_of(*words: str) -> Parse:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise _Wrong("one of " + ", ".join(words))
+        return text
+
+    return parse
+
+
+def _instruments(text: str) -> list[Instrument]:
+    try:
+        return instruments_from(text)
+    except ValueError:
+        raise _Wrong("SYMBOL:tick:lot:minimum:maximum, several with commas between") from None
+
+
 def _channel(text: str) -> str:
     if not text.startswith("trading:") or any(c.isspace() for c in text):
         raise _Wrong("a channel name that begins with trading:")
@@ -126,6 +143,8 @@ class Key:
     default: str
     secret: bool = False
 
+
+DEFAULT_INSTRUMENTS = "BTC-USDT:0.01:0.00001:0.00001:100,ETH-USDT:0.01:0.00001:0.00001:1000"
 
 KEYS: dict[str, dict[str, Key]] = {
     "server": {
@@ -155,6 +174,25 @@ KEYS: dict[str, dict[str, Key]] = {
         "max_drawdown": Key(_decimal("0.0001", "1"), "0.1"),
         "max_leverage": Key(_decimal("0.01", "1000"), "3.0"),
         "min_margin_level": Key(_decimal("0", "1000"), "1.5"),
+        "margin_rate": Key(_decimal("0.0001", "1"), "0.2"),
+        "max_order_notional": Key(_amount("0.00000001"), "1000000.0"),
+        "max_open_orders": Key(_integer(1, 10_000_000), "10000"),
+        "max_orders_per_second": Key(_integer(0, 1_000_000), "100"),
+        "price_collar": Key(_decimal("0", "1"), "0"),
+        "duplicate_window": Key(_duration_within("0s", "24h"), "0s"),
+        "max_mark_age": Key(_duration_within("0s", "24h"), "1m"),
+        "initial_equity": Key(_amount(), "100000.0"),
+        "canary_fraction": Key(_decimal("0.0001", "1"), "1"),
+    },
+    "venue": {
+        "adapter": Key(_one_of("none", "paper", "ccxt"), "none"),
+        "url": Key(_url("http", "https"), "http://127.0.0.1:9200"),
+        "request_timeout": Key(_duration_within("50ms", "1m"), "2s"),
+        "recheck_interval": Key(_duration_within("1s", "1h"), "15s"),
+        "instruments": Key(_instruments, DEFAULT_INSTRUMENTS),
+        "exchange": Key(_text, "binance"),
+        "sandbox": Key(_boolean, "true"),
+        "key_file": Key(_optional_text, ""),
     },
     "monitoring": {
         "collect_interval": Key(_duration_within("1s", "1h"), "10s"),
@@ -207,6 +245,29 @@ class Risk:
     max_drawdown: Decimal
     max_leverage: Decimal
     min_margin_level: Decimal
+    margin_rate: Decimal
+    max_order_notional: Decimal
+    max_open_orders: int
+    max_orders_per_second: int
+    price_collar: Decimal
+    duplicate_window: float
+    max_mark_age: float
+    initial_equity: Decimal
+    canary_fraction: Decimal
+
+
+@dataclass(frozen=True)
+class Venue:
+    """Where orders go. With the adapter ``none`` they stay accepted and are not sent anywhere."""
+
+    adapter: str
+    url: str
+    request_timeout: float
+    recheck_interval: float
+    instruments: list[Instrument]
+    exchange: str
+    sandbox: bool
+    key_file: str
 
 
 @dataclass(frozen=True)
@@ -237,6 +298,7 @@ class Config:
     redis: Redis
     nats: Nats
     risk: Risk
+    venue: Venue
     monitoring: Monitoring
     versioning: Versioning
 
@@ -246,6 +308,7 @@ _SECTIONS: dict[str, Any] = {
     "redis": Redis,
     "nats": Nats,
     "risk": Risk,
+    "venue": Venue,
     "monitoring": Monitoring,
     "versioning": Versioning,
 }

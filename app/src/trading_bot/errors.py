@@ -55,6 +55,14 @@ class Unavailable(TradingError):
         super().__init__(f"{dependency}: {reason}")
 
 
+class VenueTimeout(TradingError):
+    """The venue gave no usable answer: whether it did what was asked is not known."""
+
+
+class VenueRefused(TradingError):
+    """The venue said no, for good."""
+
+
 class CannotListen(TradingError):
     """The address that the config names is not to be had."""
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from enum import IntEnum
 from typing import Any, Literal, Protocol
 
 import msgspec
 
 from trading_bot.domain.admission import Admission
+from trading_bot.domain.instrument import Instrument
+from trading_bot.domain.lifecycle import State
 from trading_bot.domain.order import Order
+from trading_bot.domain.position import Account
 
 Role = Literal["trade", "observe", "operate"]
 
@@ -20,11 +24,162 @@ class Event(msgspec.Struct, frozen=True):
     fields: dict[str, str]
 
 
+class Fill(msgspec.Struct, frozen=True):
+    """One execution. ``trade`` is unique at its venue; amounts are scaled; ``at`` is in ms."""
+
+    trade: str
+    quantity: int
+    price: int
+    fee: int
+    at: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a venue says of one order: its state, what was filled in all, and fills.
+
+    ``fills`` may be some of them; then ``filled`` tells the ledger that it is behind. A report of nothing
+    but fills has neither.
+    """
+
+    account: str
+    client_order_id: str
+    state: State | None
+    filled: int | None
+    fills: tuple[Fill, ...] = ()
+    reason: str = ""
+
+
+class OrderView(msgspec.Struct, frozen=True):
+    """An order as the ledger holds it."""
+
+    order: Order
+    state: State
+    at: int
+    version: str
+    slot: str
+    filled: int
+    reason: str
+    rule: str
+    limit: str
+    value: str
+    cancel_wanted: bool
+
+
+class CancelCode(IntEnum):
+    """The first element of what ``cancel.lua`` returns."""
+
+    CANCELLED = 1
+    WANTED = 2
+    DONE = 3
+    NONE = 4
+    THROTTLED = 5
+
+
+class SettleCode(IntEnum):
+    """The first element of what ``settle.lua`` returns."""
+
+    APPLIED = 1
+    NONE = 2
+    FENCED = 3
+    BEHIND = 4
+
+
+class Task(msgspec.Struct, frozen=True):
+    """An order that this instance holds for a while. ``fence`` names this holding."""
+
+    order: Order
+    fence: int
+    ask_first: bool
+    cancel_wanted: bool
+    sent_ms_ago: int
+    filled: int
+
+
 class Ledger(Protocol):
     """The one place where orders are decided. Every method raises Unavailable while it is away."""
 
-    def admit(self, order: Order, request_id: str) -> Awaitable[Admission]:
-        """Decide ``order`` in one atomic step; the same order again gets the same decision."""
+    def admit(self, order: Order, request_id: str, /, *, dry: bool = False) -> Awaitable[Admission]:
+        """Decide ``order`` in one atomic step; the same order again gets the same decision.
+
+        ``dry`` decides without leaving a trace.
+        """
+
+    async def cancel(self, account: str, client_order_id: str, request_id: str) -> tuple[CancelCode, str]:
+        """Cancel, or ask for it; the code and the order's state."""
+
+    async def order(self, account: str, client_order_id: str) -> OrderView | None: ...
+
+    async def orders(self, account: str, count: int) -> list[OrderView]:
+        """The latest accepted orders, newest first."""
+
+    async def account(self, account: str) -> Account: ...
+
+    async def marks(self) -> dict[str, int]: ...
+
+
+class Book(Protocol):
+    """The ledger as the dispatcher uses it."""
+
+    async def due(self, count: int) -> list[tuple[str, str]]:
+        """(account, client order id) of orders that should be looked at, the longest due first."""
+
+    async def take(self, account: str, client_order_id: str, lease: float) -> Task | None:
+        """Hold an order for ``lease`` seconds; None if another instance has it or it is done."""
+
+    async def resend(self, task: Task) -> bool:
+        """Note that it is about to be sent again; False if another instance has it now."""
+
+    async def settle(
+        self,
+        account: str,
+        client_order_id: str,
+        state: State | None,
+        fills: Sequence[Fill],
+        *,
+        filled: int | None = None,
+        fence: int | None = None,
+        again_in: float | None = None,
+        reason: str = "",
+    ) -> tuple[SettleCode, int]:
+        """Apply what the venue says; how, and how many fills were new."""
+
+    async def lead(self, what: str, lease: float) -> bool:
+        """Take or renew a lease that one instance at a time holds."""
+
+    async def seen(self) -> int | None:
+        """The number of the venue's last report that was applied."""
+
+    async def note_seen(self, number: int) -> None: ...
+
+    async def note_marks(self, marks: Mapping[str, tuple[int, int]]) -> None:
+        """Symbol to (price, ms); an older mark does not replace a newer one."""
+
+    async def note_instruments(self, instruments: Iterable[Instrument], *, replace: bool) -> None: ...
+
+
+class Venue(Protocol):
+    """An exchange. Methods raise VenueTimeout where the outcome cannot be known."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def submit(self, order: Order, deadline_ms: int) -> Report:
+        """Send an order; the venue does nothing with it after ``deadline_ms``. Raises VenueRefused."""
+
+    async def query(self, order: Order) -> Report | None:
+        """What became of an order, with all its fills; None if the venue has none by that id."""
+
+    async def cancel(self, order: Order) -> Report | None: ...
+
+    async def reports(self, after: int, wait: float) -> tuple[int, list[Report]]:
+        """Reports with numbers above ``after``, and the number of the last; waits for the first."""
+
+    async def head(self) -> int:
+        """The number of the latest report."""
+
+    async def instruments(self) -> list[Instrument]: ...
+
+    async def close(self) -> None: ...
 
 
 class Outbox(Protocol):
@@ -73,8 +228,8 @@ class Controls(Protocol):
 class Access(Protocol):
     """Who may do what."""
 
-    def require(self, authorization: str, role: Role, account: str | None = None, /) -> object:
-        """Raises AccessDenied unless the header's token has the role and, if given, the account."""
+    def require(self, authorization: str, role: Role, account: str | None = None, /) -> str:
+        """The token's name. Raises AccessDenied unless it has the role and, if given, the account."""
 
 
 class Log(Protocol):

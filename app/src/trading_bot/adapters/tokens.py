@@ -46,7 +46,7 @@ class Tokens:
             found = str(error)
         raise ConfigError(path, [ConfigIssue("server.tokens_file", "a readable list of tokens", found)])
 
-    def require(self, authorization: str, role: Role, account: str | None = None, /) -> Token:
+    def require(self, authorization: str, role: Role, account: str | None = None, /) -> str:
         """The token of an ``Authorization`` header. Raises AccessDenied with 401 or 403."""
         token = self._seen.get(authorization)
         if token is None:
@@ -62,4 +62,4 @@ class Tokens:
             raise AccessDenied(403, f"the token {token.name!r} lacks the role {role!r}")
         if account is not None and not token.owns(account):
             raise AccessDenied(403, f"the token {token.name!r} does not own the account")
-        return token
+        return token.name

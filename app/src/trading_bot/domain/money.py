@@ -10,7 +10,7 @@ import re
 from decimal import Decimal
 
 DECIMALS = 8
-SCALE = 10**DECIMALS
+SCALE: int = 10**DECIMALS
 MAX = 9 * 10**15
 """The largest amount that is accepted: 90,000,000 units, safely below 2**53."""
 

@@ -78,6 +78,11 @@ def valid_client_order_id(client_order_id: str) -> bool:
     return _CLIENT_ORDER_ID.fullmatch(client_order_id) is not None
 
 
+def valid_symbol(symbol: str) -> bool:
+    """Whether ``symbol`` can name an instrument: it is a token of NATS subjects and of Redis fields."""
+    return _SYMBOL.fullmatch(symbol) is not None
+
+
 def order_from(account: str, request: OrderRequest) -> Order:
     """The order that ``request`` means for ``account``.
 

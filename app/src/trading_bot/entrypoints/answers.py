@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import msgspec
 
+from trading_bot.domain import money
 from trading_bot.domain.admission import Admission, Code
 from trading_bot.domain.order import Order
+from trading_bot.domain.position import Account, signed_value
 from trading_bot.errors import AccessDenied, Malformed, TradingError, Unavailable
+from trading_bot.ports import OrderView
 
 RETRY_AFTER = 1
 
@@ -31,6 +36,104 @@ class Accepted(msgspec.Struct, frozen=True):
     accepted_at: int
     version: str
     slot: str
+
+
+class OrderBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An order as ``GET`` shows it. Amounts are strings, ``accepted_at`` is in ms."""
+
+    account_id: str
+    client_order_id: str
+    status: str
+    symbol: str
+    side: str
+    type: str
+    quantity: str
+    filled: str
+    time_in_force: str
+    reduce_only: bool
+    accepted_at: int
+    version: str
+    slot: str
+    price: str | None = None
+    stop_price: str | None = None
+    reason: str = ""
+    rule: str = ""
+    limit: str = ""
+    value: str = ""
+    cancel_wanted: bool = False
+
+
+def order_body(view: OrderView) -> OrderBody:
+    order = view.order
+    return OrderBody(
+        account_id=order.account,
+        client_order_id=order.client_order_id,
+        status=view.state.value,
+        symbol=order.symbol,
+        side=order.side.value,
+        type=order.type.value,
+        quantity=money.show(order.quantity),
+        filled=money.show(view.filled),
+        time_in_force=order.time_in_force.value,
+        reduce_only=order.reduce_only,
+        accepted_at=view.at,
+        version=view.version,
+        slot=view.slot,
+        price=None if order.price is None else money.show(order.price),
+        stop_price=None if order.stop_price is None else money.show(order.stop_price),
+        reason=view.reason,
+        rule=view.rule,
+        limit=view.limit,
+        value=view.value,
+        cancel_wanted=view.cancel_wanted,
+    )
+
+
+def account_body(
+    name: str, account: Account, marks: Mapping[str, int], margin_rate: Decimal
+) -> dict[str, Any]:
+    """``GET /api/account``. What needs a mark that is missing is null, as is a ratio to nothing."""
+
+    def shown(value: int | None) -> str | None:
+        return None if value is None else money.show(value)
+
+    def ratio(numerator: int | None, denominator: Decimal | int | None) -> str | None:
+        if numerator is None or not denominator or denominator < 0:
+            return None
+        return f"{Decimal(numerator) / Decimal(denominator):.6f}"
+
+    unrealised, equity, exposure = account.unrealised(marks), account.equity(marks), account.exposure(marks)
+    peak = account.peak
+    positions = []
+    for symbol, position in sorted(account.positions.items()):
+        mark = marks.get(symbol)
+        value = None if mark is None else signed_value(position.quantity, mark)
+        positions.append(
+            {
+                "symbol": symbol,
+                "quantity": money.show(position.quantity),
+                "average_price": money.show(position.average_price),
+                "mark": shown(mark),
+                "value": shown(value),
+                "unrealised_pnl": None if value is None else money.show(value - position.cost),
+                "realised_pnl": money.show(position.realised),
+                "fees": money.show(position.fees),
+            }
+        )
+    return {
+        "account_id": name,
+        "cash": money.show(account.cash),
+        "equity": shown(equity),
+        "exposure": shown(exposure),
+        "leverage": ratio(exposure, equity),
+        "margin_level": None if exposure is None else ratio(equity, exposure * margin_rate),
+        "unrealised_pnl": shown(unrealised),
+        "realised_pnl": money.show(sum(p.realised for p in account.positions.values())),
+        "drawdown": None if equity is None else ratio(max(peak - equity, 0), peak),
+        "reduce_only": account.latched,
+        "open_orders": account.open_orders,
+        "positions": positions,
+    }
 
 
 _encode = msgspec.json.Encoder().encode

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from trading_bot.entrypoints import load
+    from trading_bot.entrypoints import load, venue, verify
 
     parser = argparse.ArgumentParser(prog="trading-bot", description="The trading executor.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(handler=_version)
     load.add_parsers(commands)
+    venue.add_parser(commands)
+    verify.add_parser(commands)
     return parser
 
 

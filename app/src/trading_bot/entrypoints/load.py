@@ -17,8 +17,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from typing import IO, TYPE_CHECKING, Any
+
+from trading_bot.adapters.http_client import HttpClient
 
 if TYPE_CHECKING:
     from nats.aio.client import Client as NatsClient
@@ -122,93 +123,19 @@ def shots(options: argparse.Namespace, run: str) -> Iterator[Shot]:
         number += 1
 
 
-class _HttpConnection(asyncio.Protocol):
-    """One keep-alive connection with at most one request on it."""
-
-    def __init__(self) -> None:
-        import httptools
-
-        self._make_parser = httptools.HttpResponseParser
-        self.transport: asyncio.Transport | None = None
-        self.waiting: asyncio.Future[tuple[int, bytes]] | None = None
-        self.open = True
-        self.idle_since = 0.0
-        self._body = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def send(self, data: bytes) -> asyncio.Future[tuple[int, bytes]]:
-        assert self.transport is not None
-        self.waiting = asyncio.get_running_loop().create_future()
-        self._body = b""
-        self._parser = self._make_parser(self)
-        self.transport.write(data)
-        return self.waiting
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
-    def on_body(self, body: bytes) -> None:
-        self._body += body
-
-    def on_message_complete(self) -> None:
-        self.open = self.open and bool(self._parser.should_keep_alive())
-        if self.waiting is not None and not self.waiting.done():
-            self.waiting.set_result((self._parser.get_status_code(), self._body))
-        if not self.open and self.transport is not None:
-            self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.open = False
-        if self.waiting is not None and not self.waiting.done():
-            self.waiting.set_exception(ConnectionError(str(exc) if exc else "closed without an answer"))
-
-
 class _Http:
-    """As many connections as there are orders without an answer, reused while they are fresh."""
-
     def __init__(self, url: str, token: str) -> None:
-        split = urlsplit(url)
-        if split.scheme != "http" or not split.hostname:
-            raise ValueError(f"cannot send to {url!r}: http://host:port is expected")
-        self._host, self._port = split.hostname, split.port or 80
-        self._head = (
-            f"POST {split.path.rstrip('/')}/api/orders HTTP/1.1\r\nHost: {split.netloc}\r\n"
-            f"Authorization: Bearer {token}\r\nContent-Type: application/json\r\nX-Account-Id: "
+        self._client = HttpClient(
+            url, {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         )
-        self._idle: list[_HttpConnection] = []
 
     async def send(self, shot: Shot) -> None:
-        loop = asyncio.get_running_loop()
-        connection = None
-        while self._idle:
-            candidate = self._idle.pop()
-            # A connection that has been idle for long may be closed by the server at this very moment.
-            if candidate.open and loop.time() - candidate.idle_since < 1:
-                connection = candidate
-                break
-            if candidate.transport is not None:
-                candidate.transport.close()
-        if connection is None:
-            _, connection = await loop.create_connection(_HttpConnection, self._host, self._port)
-        head = f"{self._head}{shot.account}\r\nContent-Length: {len(shot.body)}\r\n\r\n"
-        try:
-            status, body = await connection.send(head.encode() + shot.body)
-        except BaseException:
-            if connection.transport is not None:
-                connection.transport.abort()
-            raise
-        shot.status = status
+        account = f"X-Account-Id: {shot.account}\r\n"
+        shot.status, body = await self._client.request("POST", "/api/orders", shot.body, account)
         shot.answer = _json(body)
-        if connection.open:
-            connection.idle_since = loop.time()
-            self._idle.append(connection)
 
     def close(self) -> None:
-        for connection in self._idle:
-            if connection.transport is not None:
-                connection.transport.close()
+        self._client.close()
 
 
 class _Nats:

@@ -9,8 +9,9 @@ import msgspec
 
 from trading_bot.domain.admission import Admission, Code
 from trading_bot.domain.order import Order, OrderRequest, order_from
+from trading_bot.domain.position import Account
 from trading_bot.errors import Malformed, TradingError, Unavailable
-from trading_bot.ports import Ledger, Log, Probe
+from trading_bot.ports import CancelCode, Ledger, Log, OrderView, Probe
 
 _decoder = msgspec.json.Decoder(OrderRequest)
 _OUTCOME = {
@@ -37,15 +38,53 @@ def decode(body: bytes) -> OrderRequest:
 
 
 class OrderDesk:
-    """Decides orders. ``observe(path, outcome, seconds)`` is told of each."""
+    """Decides orders. ``observe(path, outcome, seconds)`` is told of each,
+    ``nudge()`` of whatever there is to send."""
 
-    def __init__(self, ledger: Ledger, needs: dict[str, Probe], observe: Observe, log: Log) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        needs: dict[str, Probe],
+        observe: Observe,
+        log: Log,
+        nudge: Callable[[], None] = lambda: None,
+    ) -> None:
         self._ledger = ledger
         self._needs = needs
         self._observe = observe
         self._log = log
+        self._nudge = nudge
         self.closed = False
         self.in_flight = 0
+
+    def check(self) -> None:
+        """Raises Unavailable while a dependency is away or after the desk closed."""
+        if self.closed:
+            raise Unavailable("instance", "draining")
+        for dependency, probe in self._needs.items():
+            reason = probe.reason()
+            if reason is not None:
+                raise Unavailable(dependency, reason)
+
+    async def order(self, account: str, client_order_id: str) -> OrderView | None:
+        return await self._ledger.order(account, client_order_id)
+
+    async def orders(self, account: str, count: int) -> list[OrderView]:
+        return await self._ledger.orders(account, count)
+
+    async def account(self, account: str) -> tuple[Account, dict[str, int]]:
+        """The account and the last prices."""
+        return await self._ledger.account(account), await self._ledger.marks()
+
+    async def cancel(self, account: str, client_order_id: str, request_id: str) -> tuple[CancelCode, str]:
+        """Never refused by a risk check, nor while trading is halted."""
+        self.check()
+        code, state = await self._ledger.cancel(account, client_order_id, request_id)
+        self._log(
+            "cancel", account=account, order=client_order_id, outcome=code.name.lower(), request=request_id
+        )
+        self._nudge()
+        return code, state
 
     async def submit(self, account: str, body: bytes, path: str, request_id: str) -> tuple[Order, Admission]:
         """Decide the order in ``body`` for ``account``.
@@ -57,14 +96,11 @@ class OrderDesk:
         self.in_flight += 1
         try:
             order = order_from(account, decode(body))
-            if self.closed:
-                raise Unavailable("instance", "draining")
-            for dependency, probe in self._needs.items():
-                reason = probe.reason()
-                if reason is not None:
-                    raise Unavailable(dependency, reason)
+            self.check()
             admission = await self._ledger.admit(order, request_id)
             again = admission.again and admission.code is not Code.CONFLICT
+            if admission.code is Code.ACCEPTED:
+                self._nudge()
             outcome = "again" if again else _OUTCOME[admission.code]
             refusal = admission.refusal
             self._log(

@@ -17,18 +17,22 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import BadRequestError, BucketNotFoundError, KeyNotFoundError, NotFoundError
 
+from trading_bot.domain import money
+from trading_bot.domain.order import valid_symbol
 from trading_bot.domain.traffic import Traffic
 from trading_bot.errors import TradingError, Unavailable
 from trading_bot.ports import Event
 
 STREAM = "TRADING_EVENTS"
 SUBMIT = "trading.orders.submit."
+TICKS = "market.ticks."
 BUCKET = "release"
 TRAFFIC_KEY = "traffic"
 DUPLICATE_WINDOW = 120.0
 _TRAFFIC_SUBJECT = f"$KV.{BUCKET}.{TRAFFIC_KEY}"
 
 OnTraffic = Callable[[Traffic], None]
+OnTick = Callable[[str, int, int], None]
 OnRequest = Callable[[Msg], Awaitable[None]]
 
 
@@ -59,12 +63,14 @@ class Bus:
         on_begin: Callable[[Traffic | None], None],
         on_traffic: OnTraffic,
         on_request: OnRequest,
+        on_tick: OnTick,
         on_change: Callable[[str | None], None],
     ) -> None:
         self._settings = settings
         self._on_begin = on_begin
         self._on_traffic = on_traffic
         self._on_request = on_request
+        self._on_tick = on_tick
         self._on_change = on_change
         self._nc: NatsClient | None = None
         self._js: JetStreamContext | None = None
@@ -190,12 +196,18 @@ class Bus:
             self._on_traffic(traffic)
         await nc.subscribe(_TRAFFIC_SUBJECT, cb=self._traffic_changed)
         await nc.subscribe(SUBMIT + "*", queue=self._settings.slot, cb=self._on_request)
+        await nc.subscribe(TICKS + "*", cb=self._ticked)
         await nc.flush(timeout=2)
 
     async def _traffic_changed(self, message: Msg) -> None:
         traffic = traffic_from(message.data)
         if traffic is not None:
             self._on_traffic(traffic)
+
+    async def _ticked(self, message: Msg) -> None:
+        tick = tick_from(message.data)
+        if tick is not None:
+            self._on_tick(*tick)
 
     async def _watch(self, closed: asyncio.Event) -> None:
         """Until the connection is closed for good. Reads the map too, in case a message of it was lost."""
@@ -264,8 +276,28 @@ def traffic_from(data: bytes) -> Traffic | None:
     return traffic if 0 <= traffic.cut <= 10_000 and traffic.stable else None
 
 
+class _Tick(msgspec.Struct):
+    symbol: str
+    price: str
+    at: int
+
+
+def tick_from(data: bytes) -> tuple[str, int, int] | None:
+    """Symbol, scaled price and ms of a tick, or None if ``data`` is none."""
+    try:
+        tick = msgspec.json.decode(data, type=_Tick)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    price = money.parse(tick.price)
+    return (
+        (tick.symbol, price, tick.at)
+        if price and valid_symbol(tick.symbol) and 0 < tick.at < 1 << 52
+        else None
+    )
+
+
 def encode(event: Event) -> tuple[str, bytes]:
     """The subject and the JSON that tell of ``event``."""
     fields = event.fields
     body = {"id": event.id, "type": fields["e"], **{k: v for k, v in fields.items() if k != "e"}}
-    return f"trading.events.{fields['e']}.{fields['account']}", msgspec.json.encode(body)
+    return f"trading.events.{fields['e']}.{fields.get('account', 'all')}", msgspec.json.encode(body)

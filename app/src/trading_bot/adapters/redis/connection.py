@@ -152,6 +152,7 @@ class Client:
         self._scripts = scripts
         self._deadline = deadline
         self._connection: Connection | None = None
+        self.connections = 0
         self._reason: str | None = "not connected yet"
         self._task: asyncio.Task[None] | None = None
         self._changed: list[Callable[[str | None], None]] = []
@@ -209,6 +210,7 @@ class Client:
             try:
                 connection = await self._connect()
                 self._connection = connection
+                self.connections += 1
                 self._set(None)
                 wait = 0.05
                 reason = await connection.lost

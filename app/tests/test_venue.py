@@ -1,0 +1,196 @@
+"""From the ledger to the paper venue and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from servers import App, Nats, PaperVenue, Redis, order, until, verified
+
+FINAL = {"filled", "cancelled", "rejected", "expired"}
+
+
+def venue_section(venue: PaperVenue, **more: str) -> str:
+    keys = {
+        "adapter": "paper",
+        "url": f'"{venue.url}"',
+        "request_timeout": "400ms",
+        "recheck_interval": "1s",
+        **more,
+    }
+    return "venue: {" + ", ".join(f"{k}: {v}" for k, v in keys.items()) + "}\n"
+
+
+@pytest.fixture
+def trading(own_redis: Redis, own_nats: Nats, venue: PaperVenue, start_app: Callable[..., App]) -> App:
+    app = start_app(own_redis.url, own_nats.url, extra=venue_section(venue))
+    until(lambda: own_redis.cli("HGET", "trading:marks", "BTC-USDT"), 5, "a mark")
+    return app
+
+
+def state(app: App, id: str) -> dict[str, Any]:
+    return app.call("GET", f"/api/orders/{id}")[1]
+
+
+def reaches(app: App, id: str, *states: str) -> dict[str, Any]:
+    return until(
+        lambda: (found := state(app, id))["status"] in states and found, 15, f"{id} is one of {states}"
+    )
+
+
+def test_a_market_order_is_filled_and_makes_a_position(
+    trading: App, own_redis: Redis, venue: PaperVenue
+) -> None:
+    assert (
+        trading.call("POST", "/api/orders", order("m1", type="market", price=None, quantity="0.01"))[0] == 201
+    )
+    found = reaches(trading, "m1", "filled")
+    assert (found["filled"], found["time_in_force"]) == ("0.01", "IOC")
+    account = trading.call("GET", "/api/account")[1]
+    position = account["positions"][0]
+    assert (position["symbol"], position["quantity"]) == ("BTC-USDT", "0.01")
+    assert account["open_orders"] == 0
+    assert float(account["leverage"]) > 0
+    assert float(position["fees"]) > 0
+    assert verified(own_redis, venue)["ok"]
+
+
+def test_a_position_can_be_reduced_but_not_beyond(trading: App, own_redis: Redis, venue: PaperVenue) -> None:
+    trading.call("POST", "/api/orders", order("m1", type="market", price=None, quantity="0.01"))
+    reaches(trading, "m1", "filled")
+    closing = {"type": "market", "price": None, "side": "sell", "reduce_only": True}
+    status, answer, _ = trading.call("POST", "/api/orders", order("r1", quantity="0.02", **closing))
+    assert (status, answer["rule"], answer["limit"], answer["value"]) == (422, "reduce_only", "0.01", "0.02")
+    assert trading.call("POST", "/api/orders", order("r2", quantity="0.01", **closing))[0] == 201
+    reaches(trading, "r2", "filled")
+    assert trading.call("GET", "/api/account")[1]["positions"][0]["quantity"] == "0"
+    assert verified(own_redis, venue)["ok"]
+
+
+def test_a_resting_order_is_open_listed_and_cancelled(
+    trading: App, own_redis: Redis, venue: PaperVenue
+) -> None:
+    trading.call("POST", "/api/orders", order("l1", price="40000"))
+    reaches(trading, "l1", "open")
+    listed = trading.call("GET", "/api/orders?status=open")[1]["orders"]
+    assert [entry["client_order_id"] for entry in listed] == ["l1"]
+    status, answer, _ = trading.call("DELETE", "/api/orders/l1")
+    assert (status, answer["cancel_wanted"]) == (202, True)
+    reaches(trading, "l1", "cancelled")
+    assert trading.call("DELETE", "/api/orders/l1")[0] == 409
+    assert trading.call("DELETE", "/api/orders/none")[0] == 404
+    assert trading.call("GET", "/api/orders/none")[0] == 404
+    assert trading.call("GET", "/api/orders?status=open")[1]["orders"] == []
+    assert verified(own_redis, venue)["ok"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "end"),
+    [
+        ({"price": "40000", "time_in_force": "IOC"}, "expired"),
+        ({"price": "60000", "quantity": "1", "time_in_force": "FOK"}, "expired"),
+        ({"price": "60000", "quantity": "0.01", "time_in_force": "FOK"}, "filled"),
+        ({"price": "60000", "quantity": "0.2"}, "filled"),
+        ({"price": "40000", "time_in_force": "DAY"}, "open"),
+        ({"type": "stop", "price": None, "stop_price": "60000"}, "open"),
+        ({"type": "stop", "price": None, "stop_price": "40000"}, "filled"),
+        ({"type": "stop_limit", "price": "60000", "stop_price": "40000"}, "filled"),
+    ],
+)
+def test_each_type_and_time_in_force_ends_as_it_should(
+    fields: dict[str, Any], end: str, trading: App, own_redis: Redis, venue: PaperVenue
+) -> None:
+    """A large order is filled in parts, over several ticks."""
+    assert trading.call("POST", "/api/orders", order("o1", **fields))[0] == 201
+    reaches(trading, "o1", end)
+    assert verified(own_redis, venue)["ok"]
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"lose_answer": 1.0},
+        {"lose_request": 1.0},
+        {"disconnect": 1.0},
+        {"late": 1.0, "late_by": 1500},
+        {"duplicate": 1.0},
+        {"reject": 1.0},
+    ],
+)
+def test_no_fault_of_the_venue_loses_or_doubles_an_order(
+    faults: dict[str, float], trading: App, own_redis: Redis, venue: PaperVenue
+) -> None:
+    """While the venue misbehaves an order's state may be unknown; afterwards it is what the venue says."""
+    venue.faults(**faults)
+    for n in range(8):
+        body = order(f"f{n}", type="market", price=None, side="buy" if n % 2 else "sell")
+        assert trading.call("POST", "/api/orders", body)[0] == 201
+    until(lambda: any(x["event"] in ("dispatch", "venue") for x in trading.lines()), 5, "the venue was tried")
+    if "reject" not in faults and "duplicate" not in faults:
+        until(lambda: any(x.get("outcome") == "unknown" for x in trading.lines()), 5, "an order is unknown")
+        venue.faults()
+    for n in range(8):
+        found = reaches(trading, f"f{n}", *FINAL)
+        assert found["status"] == ("rejected" if "reject" in faults else "filled")
+    verdict = verified(own_redis, venue)
+    assert verdict["ok"], verdict
+    assert verdict["fills"] == (0 if "reject" in faults else 8)
+
+
+def test_an_order_that_was_accepted_while_the_venue_is_away_is_sent_when_it_is_back(
+    trading: App, own_redis: Redis, venue: PaperVenue
+) -> None:
+    venue.kill()
+    assert trading.call("POST", "/api/orders", order("a1", price="60000"))[0] == 201
+    reaches(trading, "a1", "unknown")
+    venue.start()
+    reaches(trading, "a1", "filled")
+    assert verified(own_redis, venue)["ok"]
+
+
+def test_another_instance_picks_up_what_a_dead_one_left(
+    trading: App, own_redis: Redis, own_nats: Nats, venue: PaperVenue, start_app: Callable[..., App]
+) -> None:
+    venue.faults(lose_request=1.0)
+    trading.call("POST", "/api/orders", order("p1", type="market", price=None))
+    reaches(trading, "p1", "dispatched", "unknown")
+    trading.kill()
+    venue.faults()
+    other = start_app(own_redis.url, own_nats.url, slot="green", extra=venue_section(venue))
+    reaches(other, "p1", "filled")
+    assert verified(own_redis, venue)["ok"]
+
+
+def test_an_instance_is_not_ready_before_it_is_reconciled(
+    own_redis: Redis, own_nats: Nats, venue: PaperVenue, start_app: Callable[..., App]
+) -> None:
+    venue.kill()
+    app = start_app(own_redis.url, own_nats.url, ready=False, extra=venue_section(venue))
+    until(
+        lambda: list(app.call("GET", "/health/ready")[1].get("reasons", {})) == ["venue"],
+        5,
+        "only the venue is missing",
+    )
+    venue.start()
+    until(app.ready, 5, "ready once reconciled")
+
+
+def test_an_order_before_dispatch_is_cancelled_at_once_and_gives_its_reserve_back(app: App) -> None:
+    """Without a venue orders stay accepted."""
+    for n in range(3):
+        assert app.call("POST", "/api/orders", order(f"c{n}", quantity="2"), account="cancels")[0] == 201
+        status, answer, _ = app.call("DELETE", f"/api/orders/c{n}", account="cancels")
+        assert (status, answer["status"]) == (200, "cancelled")
+    account = app.call("GET", "/api/account", account="cancels")[1]
+    assert (account["exposure"], account["open_orders"]) == ("0", 0)
+
+
+def test_verify_ledger_sees_what_was_tampered_with(trading: App, own_redis: Redis, venue: PaperVenue) -> None:
+    trading.call("POST", "/api/orders", order("m1", type="market", price=None, quantity="0.01"))
+    reaches(trading, "m1", "filled")
+    own_redis.cli("HINCRBY", "trading:account:alice", "q:BTC-USDT", "1")
+    verdict = verified(own_redis, venue)
+    assert not verdict["ok"]
+    assert "alice: positions" in verdict["examples"][0]
