@@ -16,7 +16,7 @@ if _MODULE_UTILS not in ansible.module_utils.__path__:
     # On the control node nobody lays the project's module_utils beside Ansible's own, as it is done for hosts.
     ansible.module_utils.__path__.append(_MODULE_UTILS)
 
-from ansible.module_utils import image_store  # noqa: E402 - found only after the path was extended
+from ansible.module_utils import image_store
 
 _ARGUMENTS = {
     "image_dir": {"type": "path", "required": True},

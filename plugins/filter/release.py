@@ -15,7 +15,7 @@ if _MODULE_UTILS not in ansible.module_utils.__path__:
     # On the control node nobody lays the project's module_utils beside Ansible's own, as it is done for hosts.
     ansible.module_utils.__path__.append(_MODULE_UTILS)
 
-from ansible.module_utils import release  # noqa: E402 - found only after the path was extended
+from ansible.module_utils import release
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:

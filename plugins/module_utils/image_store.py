@@ -129,7 +129,7 @@ def _keep_layer(tar: tarfile.TarFile, name: str, diff_id: str, layers: Path, kno
         if candidate.exists():
             os.link(candidate, target)
             return
-    source: IO[bytes] = _member(tar, name)
+    source: Any = _member(tar, name)
     magic = source.read(4)
     source.seek(0)
     if magic[:2] == b"\x1f\x8b":
@@ -261,9 +261,7 @@ def _blob(digest: str) -> str:
     return f"blobs/sha256/{_hex(digest)}"
 
 
-def _add(
-    tar: tarfile.TarFile, name: str, data: Optional[bytes], source: Optional[IO[bytes]] = None, size: int = 0
-) -> None:
+def _add(tar: tarfile.TarFile, name: str, data: Optional[bytes], source: Optional[IO[bytes]] = None, size: int = 0) -> None:
     entry = tarfile.TarInfo(name)
     entry.mode = 0o644
     entry.size = size if data is None else len(data)

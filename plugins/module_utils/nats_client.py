@@ -95,8 +95,8 @@ class Connection:
         self._stream.settimeout(left)
 
     def _fill(self) -> None:
-        self._within_deadline()
         try:
+            self._within_deadline()
             chunk = self._stream.recv(65536)
         except OSError as error:
             raise NatsError(f"{self.address} did not answer within {self.timeout:g} s: {error}") from error
@@ -105,8 +105,8 @@ class Connection:
         self._buffer += chunk
 
     def _send(self, data: bytes) -> None:
-        self._within_deadline()
         try:
+            self._within_deadline()
             self._stream.sendall(data)
         except OSError as error:
             raise NatsError(f"{self.address} cannot be written to: {error}") from error

@@ -148,25 +148,35 @@ def _served_by_host(fleet: Mapping[str, Any], slot: str) -> dict[str, str]:
 
 
 def served(fleet: Mapping[str, Any]) -> Optional[dict[str, Any]]:
-    """What the fleet serves now: ``{release_id, version, slot, hosts, release}``; None on a new fleet.
+    """What the fleet serves now: ``{release_id, version, slot, hosts, ready, release}``; None on a new fleet.
 
-    That is the release in the stable slot of the hosts that are ready there; where none is, the one that is on disk.
-    Raises ReleaseError when the load balancers or the hosts disagree.
+    That is the release in the stable slot of the hosts that are ready there; where none is, the one that is on disk, and
+    `ready` is false. Raises ReleaseError when the load balancers or the hosts disagree.
     """
     slot = agreed_traffic(fleet)["stable"]
     by_host = _served_by_host(fleet, slot)
-    if not by_host:
-        return None
     if len(set(by_host.values())) > 1:
-        each = ", ".join(f"{name}: {release}" for name, release in by_host.items())
-        raise ReleaseError(f"the hosts serve different releases in the stable slot {slot} ({each}): name a release_version")
-    name = next(iter(by_host))
-    release = dict(_slot(fleet["hosts"][name], slot).get("release") or {})
+        raise ReleaseError(
+            f"the hosts serve different releases in the stable slot {slot} ({_each(by_host)}): name a release_version"
+        )
+    return _told(fleet, slot, by_host) if by_host else None
+
+
+def _each(by_host: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}: {release}" for name, release in by_host.items())
+
+
+def _told(fleet: Mapping[str, Any], slot: str, by_host: Mapping[str, str]) -> dict[str, Any]:
+    """What is served by most of these hosts."""
+    common = max(sorted(set(by_host.values())), key=list(by_host.values()).count)
+    hosts = [name for name, release in by_host.items() if release == common]
+    release = dict(_slot(fleet["hosts"][hosts[0]], slot).get("release") or {})
     return {
-        "release_id": by_host[name],
+        "release_id": common,
         "version": release.get("version"),
         "slot": slot,
-        "hosts": sorted(by_host),
+        "hosts": hosts,
+        "ready": any(_serves(_slot(fleet["hosts"][name], slot), common) for name in hosts),
         "release": release,
     }
 
@@ -179,7 +189,8 @@ def plan(fleet: Mapping[str, Any]) -> dict[str, Any]:
 
     Of `fleet` it reads load_balancers, hosts (all of `app`), target (release.json), requested_version, limited, limit.
     Returns action (none, first, start, switch; None with an error), slot (where the target runs afterwards),
-    old_slot (what a switch leaves), served, target, prepare (hosts where the target is to be started),
+    old_slot (what a switch leaves), served (as `served` tells it; where hosts differ and a version for all of them was
+    asked for, what most of them serve), target, prepare (hosts where the target is to be started),
     idle_active (hosts whose other slot still runs), reasons, error.
     """
     answer: dict[str, Any] = {
@@ -227,14 +238,18 @@ def _plan(fleet: Mapping[str, Any], answer: dict[str, Any]) -> None:
         raise ReleaseError(
             f"a rollout is in progress: {_describe(traffic)}; finish it with canary.yml or end it with rollback.yml"
         )
-    now = _served_now(fleet, stable, bool(requested) and not fleet.get("limited"), answer)
-    answer["served"] = now
+    by_host = _served_by_host(fleet, stable)
     limited = bool(fleet.get("limited"))
+    differ = len(set(by_host.values())) > 1
+    if differ and (limited or not requested):
+        served(fleet)
+    answer["served"] = _told(fleet, stable, by_host) if by_host else None
+    now = None if differ or not by_host else answer["served"]["release_id"]
     if now == target["id"]:
         _in_place(fleet, scope, stable, answer)
     elif limited:
         raise ReleaseError(_not_for_a_part(scope, now, target))
-    elif now is None and not _served_by_host(fleet, stable):
+    elif not by_host:
         answer.update(action="first", slot=stable)
         answer["prepare"] = _not_serving(fleet, scope, stable, target["id"])
         answer["reasons"].append(f"the fleet serves nothing yet: {target['id']} starts in the stable slot {stable}")
@@ -242,21 +257,11 @@ def _plan(fleet: Mapping[str, Any], answer: dict[str, Any]) -> None:
         idle = _other(stable)
         answer.update(action="switch", slot=idle, old_slot=stable)
         answer["prepare"] = _not_serving(fleet, scope, idle, target["id"])
-        answer["reasons"].append(f"the fleet serves {now or 'several releases'} in {stable}: {target['id']} goes to {idle}")
+        what = now or f"different releases ({_each(by_host)})"
+        answer["reasons"].append(f"the fleet serves {what} in {stable}: {target['id']} goes to {idle}")
         reused = sorted(set(scope) - set(answer["prepare"]))
         if reused:
             answer["reasons"].append(f"{idle} runs it already on {', '.join(reused)}")
-
-
-def _served_now(fleet: Mapping[str, Any], stable: str, may_differ: bool, answer: dict[str, Any]) -> Optional[str]:
-    """The id of what is served, None for nothing; None too where hosts differ and a version for all of them was asked."""
-    by_host = _served_by_host(fleet, stable)
-    if may_differ and len(set(by_host.values())) > 1:
-        each = ", ".join(f"{name}: {release}" for name, release in by_host.items())
-        answer["reasons"].append(f"the hosts serve different releases ({each})")
-        return None
-    found = served(fleet)
-    return found["release_id"] if found else None
 
 
 def _in_place(fleet: Mapping[str, Any], scope: Sequence[str], stable: str, answer: dict[str, Any]) -> None:
@@ -338,8 +343,8 @@ def status(fleet: Mapping[str, Any]) -> dict[str, Any]:
         problems.append(str(error))
     hosts = {}
     for name, host in sorted((fleet.get("hosts") or {}).items()):
-        hosts[name] = {slot: _slot_status(_slot(host, slot)) for slot in SLOTS}
-        hosts[name]["previous"] = (host or {}).get("previous")
+        slots: dict[str, Any] = {slot: _slot_status(_slot(host, slot)) for slot in SLOTS}
+        hosts[name] = {**slots, "previous": (host or {}).get("previous")}
         for slot in SLOTS:
             if traffic and _has_traffic(traffic, slot) and not _slot(host, slot).get("ready"):
                 reason = _slot(host, slot).get("ready_reason") or "nothing there"

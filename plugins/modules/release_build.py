@@ -116,8 +116,8 @@ version: {description: The version, type: str, returned: always}
 origin: {description: "store, checkout or tag", type: str, returned: state is present}
 built: {description: Whether something was built now, type: bool, returned: state is present}
 directory: {description: The version's directory in the store, type: str, returned: state is present}
-artifact: {description: The contents of release-artifact.json. Null in check mode if it is not built, type: dict, returned: state is present}
-image: {description: The digest of the image's configuration. Without an image the digest of the wheel, type: str, returned: state is present}
+artifact: {description: Its release-artifact.json. Null in check mode if it is not built, type: dict, returned: state is present}
+image: {description: The digest of the image's configuration; without an image the wheel's, type: str, returned: state is present}
 image_manifest: {description: The digest of the image's manifest, type: str, returned: state is present}
 image_dir: {description: The image's directory, type: str, returned: state is present}
 wheel: {description: The path of the app's wheel, type: str, returned: state is present}
@@ -239,7 +239,10 @@ class Build:
             unpacked = into.parent / "tag"
             unpacked.mkdir()
             what = f"taking {self.params['app_dir']} from the tag {tag_of(version)}"
-            run(what, ["git", "-C", str(self.source), "archive", "--output", str(archive), tag_of(version), self.params["app_dir"]])
+            run(
+                what,
+                ["git", "-C", str(self.source), "archive", "--output", str(archive), tag_of(version), self.params["app_dir"]],
+            )
             run(what, ["tar", "--extract", "--file", str(archive), "--directory", str(unpacked)])
             app = unpacked / self.params["app_dir"]
         for file in source_files(app):

@@ -94,11 +94,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-traffic: {description: "What the files say afterwards: stable, canary, salt, cut. Null if there is nothing.", type: dict, returned: always}
+traffic: {description: "What the files say afterwards: stable, canary, salt, cut. Null if nothing", type: dict, returned: always}
 before: {description: What the files said before, type: dict, returned: always}
 after: {description: What they say afterwards; what they would say in check mode, type: dict, returned: always}
 running: {description: What the running HAProxy does afterwards, type: dict, returned: always}
-running_differs: {description: "Keys whose running value is not the one on disk: map, key, disk, running", type: list, returned: always}
+running_differs: {description: "Keys whose running value is not on disk: map, key, disk, running", type: list, returned: always}
 haproxy: {description: running or stopped, type: str, returned: always}
 steps: {description: "The single changes of the running maps in their order: map, key, value", type: list, returned: always}
 servers: {description: "By slot and server: address, status, admin, up, sessions, queue, check", type: dict, returned: always}

@@ -194,7 +194,9 @@ class Host:
             state["release"] = self.release_json(directory)
             state["version"] = state["release"].get("version")
             if state["release"].get("id") != directory.name:
-                state["reasons"].append(f"{link} leads to {directory.name}, but its release.json says {state['release'].get('id')}")
+                state["reasons"].append(
+                    f"{link} leads to {directory.name}, but its release.json says {state['release'].get('id')}"
+                )
         except (OSError, ValueError) as error:
             state["reasons"].append(f"release.json: {error}")
         try:

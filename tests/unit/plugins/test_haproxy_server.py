@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.haproxy import RuntimeSocket
-from conftest import Haproxy, RunModule, wait_until
+from plugin_testing import Haproxy, RunModule, wait_until
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ansible.module_utils.preflight import (
     os_release,
     version,
 )
-from conftest import PLUGINS, RunModule, load
+from plugin_testing import PLUGINS, RunModule, load
 
 preflight = load(PLUGINS / "filter" / "preflight.py")
 
@@ -46,7 +46,8 @@ REQUIRED: dict[str, Any] = {
 def verdict(what: str, found: dict[str, Any] | None = None, required: dict[str, Any] | None = None) -> str:
     """The verdict on one requirement, with some of what was found or is required replaced."""
     rows = preflight.preflight_rows({"found": {**FOUND, **(found or {})}}, {**REQUIRED, **(required or {})})
-    return next(row["ok"] for row in rows if row["what"] == what)
+    verdicts: list[str] = [row["ok"] for row in rows if row["what"] == what]
+    return verdicts[0]
 
 
 def test_a_host_as_in_the_guide_is_good_enough() -> None:
@@ -171,9 +172,7 @@ def test_memory_is_what_the_kernel_manages() -> None:
 
 def test_candidates_of_apt() -> None:
     """Each package has its own candidate, (none) is None."""
-    policy = (
-        "redis-server:\n  Installed: (none)\n  Candidate: 5:8.0.2-3\n  Version table:\nnats:\n  Candidate: (none)\n"
-    )
+    policy = "redis-server:\n  Installed: (none)\n  Candidate: 5:8.0.2-3\n  Version table:\nnats:\n  Candidate: (none)\n"
     assert candidates(policy) == {"redis-server": "8.0.2", "nats": None}
 
 

@@ -19,7 +19,7 @@ from ansible.module_utils.release import (
     status,
     status_table,
 )
-from conftest import PLUGINS, load
+from plugin_testing import PLUGINS, load
 
 IMAGE, OTHER_IMAGE, MANIFEST = (f"sha256:{digit * 64}" for digit in "abc")
 CONFIG, OTHER_CONFIG = "1" * 64, "2" * 64
@@ -101,9 +101,7 @@ def test_another_config_is_another_release_of_the_same_version() -> None:
 
 
 def test_release_json_survives_its_own_parser() -> None:
-    full = release_json(
-        {**OLD, "image_manifest": MANIFEST, "wheel_sha256": "3" * 64, "created_at": "2026-01-31T12:00:00Z"}
-    )
+    full = release_json({**OLD, "image_manifest": MANIFEST, "wheel_sha256": "3" * 64, "created_at": "2026-01-31T12:00:00Z"})
     assert release_json(json.loads(json.dumps(full))) == full
 
 
@@ -142,7 +140,7 @@ def test_the_fleet_serves_what_is_ready_in_the_stable_slot() -> None:
 def test_a_fleet_that_is_down_serves_what_is_on_disk() -> None:
     told = served(fleet(None, {"app1": host(blue=stopped(OLD, "blue"))}))
     assert told is not None
-    assert told["release_id"] == OLD["id"]
+    assert (told["release_id"], told["ready"]) == (OLD["id"], False)
 
 
 def test_what_a_returning_host_still_runs_out_of_rotation_does_not_count() -> None:
@@ -180,7 +178,7 @@ def test_a_new_version_goes_to_the_idle_slot_of_all() -> None:
     decided = plan(fleet(NEW, serving(OLD), requested_version="1.1.0"))
     assert (decided["action"], decided["slot"], decided["old_slot"]) == ("switch", "green", "blue")
     assert decided["prepare"] == ["app1", "app2"]
-    assert decided["served"] == OLD["id"]
+    assert (decided["served"]["release_id"], decided["served"]["ready"]) == (OLD["id"], True)
 
 
 def test_a_changed_config_goes_to_the_idle_slot_too() -> None:
@@ -229,6 +227,13 @@ def test_a_version_for_all_puts_an_end_to_a_disagreement_of_hosts() -> None:
     assert "serve different releases" in plan(fleet(NEW, hosts))["error"]
     decided = plan(fleet(NEW, hosts, requested_version="1.1.0"))
     assert (decided["action"], decided["prepare"]) == ("switch", ["app1", "app2"])
+    assert decided["served"]["release_id"] in (OLD["id"], NEW_CONFIG["id"])
+    assert "serve different releases" in plan(fleet(NEW, hosts, requested_version="1.1.0", limited=True, limit=["app1"]))["error"]
+
+
+def test_hosts_that_differ_get_the_version_in_the_idle_slot_even_if_some_serve_it_already() -> None:
+    hosts = {"app1": host(blue=running(OLD, "blue")), "app2": host(blue=running(NEW, "blue"))}
+    assert plan(fleet(NEW, hosts, requested_version="1.1.0"))["action"] == "switch"
 
 
 def test_an_old_release_that_still_runs_beside_is_told() -> None:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.haproxy import HaproxyError, HaproxyStopped, RuntimeSocket, parse_show_map
+from ansible.module_utils.haproxy import (
+    HaproxyError,
+    HaproxyStopped,
+    RuntimeSocket,
+    by_slot,
+    parse_servers,
+    parse_show_map,
+)
 from ansible.module_utils.map_files import replace_text
 from ansible.module_utils.traffic import Traffic
-from conftest import ROOT, Haproxy, RunModule
+from plugin_testing import ROOT, Haproxy, RunModule
 
 
 def slot_of(server: Haproxy, account: str) -> str:
@@ -115,9 +124,7 @@ def test_a_running_map_that_was_changed_by_hand_is_told_and_put_right(haproxy: H
     assert (result["changed"], result["running_differs"]) == (True, [])
 
 
-def test_without_haproxy_it_fails_unless_the_files_alone_are_asked_for(
-    stopped_haproxy: Haproxy, run_module: RunModule
-) -> None:
+def test_without_haproxy_it_fails_unless_the_files_alone_are_asked_for(stopped_haproxy: Haproxy, run_module: RunModule) -> None:
     refused = run_module("release_traffic", {**stopped_haproxy.where, "cut": 500})
     assert refused["failed"] is True
     assert "no HAProxy answers on" in refused["msg"]
@@ -176,6 +183,22 @@ def test_a_socket_that_refuses_or_is_none_is_told(haproxy: Haproxy, tmp_path: Pa
         RuntimeSocket(str(tmp_path / "none.sock")).ask("show info")
     with pytest.raises(HaproxyError, match="cannot use the socket"):
         RuntimeSocket(str(tmp_path / ("x" * 120))).ask("show info")
+
+
+def test_a_haproxy_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        with pytest.raises(HaproxyError, match=r"did not answer 'show info' within 0\.1 s"):
+            RuntimeSocket(str(tmp_path / "s"), timeout=0.1).ask("show info")
+
+
+def test_servers_are_those_that_both_tables_tell_of() -> None:
+    stat = "# pxname,svname,qcur,scur,status,check_status,addr,\nslot_blue,app1,,3,UP,L7OK,10.0.0.21:18080,\nx,y,0,0,UP,,,\n"
+    state = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state\n3 slot_blue 1 app1 10.0.0.21 2 8\n"
+    servers = parse_servers(stat, state)
+    assert [(s.name, s.admin, s.up, s.serves, s.sessions) for s in servers] == [("app1", "drain", True, False, 3)]
+    assert by_slot(servers, "other_") == {}
 
 
 def test_show_map_of_an_unknown_map_is_an_error() -> None:

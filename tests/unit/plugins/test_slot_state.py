@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.slots import in_vain, masked, parse_containers, parse_unit, readiness, restarts
-from conftest import PLUGINS, RunModule, free_port, load, missing
+from plugin_testing import PLUGINS, RunModule, free_port, load, missing
 
 TOKEN = "observer-token-0123456789"
 RELEASE = {"id": "1.0.0-aaaaaaaaaa", "version": "1.0.0"}
@@ -264,7 +264,7 @@ def test_a_broken_record_is_a_reason(root: Path, run_module: RunModule) -> None:
 def test_a_tool_that_hangs_or_is_absent_is_told() -> None:
     module = load(PLUGINS / "modules" / "slot_state.py")
     assert module.run(["no-such-tool"]) == (None, "", "no-such-tool is not installed")
-    module._COMMAND_TIMEOUT = 0.1
+    vars(module)["_COMMAND_TIMEOUT"] = 0.1
     assert module.run(["sleep", "5"])[0] is None
 
 
