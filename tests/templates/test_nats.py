@@ -25,10 +25,9 @@ USERS = [user | {"password": f"password-of-the-user-{user['name']}"} for user in
 class Bus:
     """A NATS server with the role's configuration."""
 
-    def __init__(
-        self, place: Path, name: str, cluster: list[dict[str, str]], ports: list[int], address: str = "127.0.0.1"
-    ) -> None:
-        self.place, self.name, self.cluster, self.address = place, name, cluster, address
+    def __init__(self, place: Path, cluster: list[dict[str, str]], number: int, ports: list[int]) -> None:
+        self.place, self.cluster = place, cluster
+        self.name, self.address = cluster[number]["name"], cluster[number]["address"]
         self.port, self.monitor, self.cluster_port = ports
         self.process: subprocess.Popen[bytes] | None = None
         place.mkdir(exist_ok=True)
@@ -181,11 +180,10 @@ def test_app_has_its_stream_and_follows_the_split_that_the_engine_sets(bus: Bus)
         split = await engine.jetstream().create_key_value(KeyValueConfig(bucket="release", history=5))
         await split.put("traffic", b"{}")
         assert (await split.get("traffic")).value == b"{}"
-        followed = await (await app.jetstream().key_value("release")).watch("traffic")
+        followed: Any = await (await app.jetstream().key_value("release")).watch("traffic")
         update = await followed.updates(timeout=5)
         assert update is not None
         assert update.value == b"{}"
-        await followed.stop()
         await app.close()
         await engine.close()
 
@@ -288,3 +286,15 @@ def test_three_servers_form_a_cluster_that_keeps_a_stream_thrice(tmp_path: Path)
     finally:
         for server in servers:
             server.stop()
+
+
+def test_container_is_confined_and_sees_a_replaced_configuration() -> None:
+    """The directory of the configuration is mounted, not the file, which a new one would not replace."""
+    text = render("nats", "compose.yaml.j2", __nats_user={"uid": 998, "group": 997}, nats_image="nats:2.10")
+    service = yaml.safe_load(text)["services"]["nats"]
+    assert service["user"] == "998:997"
+    assert service["network_mode"] == "host"
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "/etc/nats:/etc/nats:ro" in service["volumes"]
+    assert service["command"] == ["-c", "/etc/nats/nats-server.conf"]
