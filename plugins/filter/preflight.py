@@ -97,9 +97,7 @@ def preflight_rows(measured: dict[str, Any], required: dict[str, Any]) -> list[R
         _address(required["address"], found["interface"], unknown),
         _network(found["network_mbit"], required["network_mbit"], unknown),
         *(
-            _software(
-                name, found["software"][name], required["versions"][name], item.get("side_by_side", False), unknown
-            )
+            _software(name, found["software"][name], required["versions"][name], item.get("side_by_side", False), unknown)
             for name, item in required["software"].items()
         ),
     ]

@@ -47,6 +47,5 @@ def test_the_service_user_cannot_command_the_engine(host: Host) -> None:
     assert "docker" not in host.user("trading-bot").groups
     assert not host.file("/var/run/docker.sock").mode & 0o007
     assert not any(
-        socket.startswith("tcp://") and socket.endswith((":2375", ":2376"))
-        for socket in host.socket.get_listening_sockets()
+        socket.startswith("tcp://") and socket.endswith((":2375", ":2376")) for socket in host.socket.get_listening_sockets()
     )

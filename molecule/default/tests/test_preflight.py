@@ -60,8 +60,7 @@ def test_an_unreachable_host_is_named_beside_the_others(inventory: str, tmp_path
     """A host that does not answer is a row of the table, and the others are measured all the same."""
     extra = tmp_path / "extra.yml"
     extra.write_text(
-        "all: {hosts: {gone1: {ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 1,"
-        " private_address: 192.0.2.1}}}\n"
+        "all: {hosts: {gone1: {ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 1, private_address: 192.0.2.1}}}\n"
     )
     run = preflight(inventory, "-i", str(extra))
     assert run.returncode != 0
@@ -73,8 +72,7 @@ def test_an_empty_group_is_an_error_and_not_a_run_that_does_nothing(tmp_path: Pa
     """An inventory without app hosts is refused before any host is asked."""
     empty = tmp_path / "hosts.yml"
     empty.write_text(
-        "all: {children: {app: {hosts: {}}, lb: {hosts: {lb1: {}}},"
-        " redis: {hosts: {data1: {}}}, nats: {hosts: {data1: {}}}}}\n"
+        "all: {children: {app: {hosts: {}}, lb: {hosts: {lb1: {}}}, redis: {hosts: {data1: {}}}, nats: {hosts: {data1: {}}}}}\n"
     )
     run = preflight(str(empty))
     assert run.returncode != 0
