@@ -91,11 +91,14 @@ def agreed_traffic(fleet: Mapping[str, Any]) -> dict[str, Any]:
     balancers = _balancer_traffic(fleet)
     if not balancers:
         raise ReleaseError("the inventory has no load balancer")
-    says = {name: _describe(traffic) for name, traffic in balancers.items()}
-    if len(set(says.values())) > 1:
-        each = "; ".join(f"{name}: {text}" for name, text in says.items())
-        raise ReleaseError(f"the load balancers disagree about the traffic ({each})")
-    return next(iter(balancers.values()))
+    traffics = list(balancers.values())
+    if any(traffic != traffics[0] for traffic in traffics):
+        each = "; ".join(f"{name}: {_describe(traffic)}" for name, traffic in balancers.items())
+        raise ReleaseError(
+            f"the load balancers disagree about the traffic ({each}); decide which slot is right, and make them do it:"
+            " ansible lb -m release_traffic -a 'stable=<slot> canary=<slot> salt=none cut=0'"
+        )
+    return traffics[0]
 
 
 def _describe(traffic: Mapping[str, Any]) -> str:
@@ -300,10 +303,12 @@ def attest(states: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Any])
 
     `states` is a slot's state by host; `expected` is a release.json, with `slot` where that is to be attested too.
     Attested are the link on disk, the config on disk, the image that really runs, readiness, and what the instance
-    says of itself. An engine may know the image by its manifest's digest instead of its config's.
+    says of itself. An engine may know the image by its manifest's digest instead of its config's, and a host without an
+    engine runs the wheel that the image was made of.
     """
     release = release_json({key: value for key, value in expected.items() if key != "slot"})
-    images = [digest for digest in (release["image"], release.get("image_manifest")) if digest]
+    wheel = release.get("wheel_sha256")
+    images = {release["image"], release.get("image_manifest"), wheel, f"sha256:{wheel}"} - {None, "sha256:None"}
     found: list[dict[str, Any]] = []
     if not states:
         found.append({"host": None, "what": "hosts", "expected": "at least one", "found": "none"})
@@ -390,14 +395,14 @@ def status_table(fleet: Mapping[str, Any]) -> str:
     now = told["served"]
     lines.append(f"Serving  {now['release_id']} in {now['slot']}" if now else "Serving  nothing")
     if told["traffic"]:
-        lines.append(f"Traffic  {_describe(told['traffic'])}")
+        lines.append(f"Traffic  {_shares(told['traffic'])}")
     rows = [("LOAD BALANCER", "HAPROXY", "TRAFFIC", "SERVERS UP")]
     for name, balancer in told["load_balancers"].items():
         up = [
             f"{slot} {sum(s['up'] and s['admin'] == 'ready' for s in servers.values())}/{len(servers)}"
             for slot, servers in sorted(balancer["servers"].items())
         ]
-        text = _describe(balancer["traffic"]) if balancer["traffic"] else "none"
+        text = _shares(balancer["traffic"]) if balancer["traffic"] else "none"
         rows.append((name, balancer["haproxy"] or "unknown", text, ", ".join(up) or "-"))
     lines += ["", *_columns(rows)]
     table = [("HOST", "SLOT", "RELEASE", "STATE", "RESTARTS", "SINCE")]
@@ -419,6 +424,13 @@ def status_table(fleet: Mapping[str, Any]) -> str:
     if told["problems"]:
         lines += ["", "Problems", *(f"  {problem}" for problem in told["problems"])]
     return "\n".join(lines)
+
+
+def _shares(traffic: Mapping[str, Any]) -> str:
+    if traffic["cut"] == 0 or traffic["canary"] == traffic["stable"]:
+        return f"all accounts on {traffic['stable']}"
+    share = f"{traffic['cut'] / 100:g}% of accounts on {traffic['canary']} (canary {traffic['salt']})"
+    return share if traffic["cut"] == 10_000 else f"{share}, the others on {traffic['stable']}"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

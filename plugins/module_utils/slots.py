@@ -87,7 +87,8 @@ def in_vain(state: Mapping[str, Any], restarts_at_start: int) -> Optional[str]:
     """Why this slot will not become ready however long one waits; None while it may."""
     unit, container = state.get("unit") or {}, state.get("container") or {}
     seen = restarts(state) - restarts_at_start
-    stopped = not state.get("running")
+    # A container that was left behind has its exit status still while the unit starts another one.
+    stopped = not state.get("running") and unit.get("active") not in ("activating", "active", "reloading")
     if stopped and EXIT_BAD_CONFIG in (container.get("exit_status"), unit.get("exit_status")):
         return f"it refused its configuration (exit status {EXIT_BAD_CONFIG})"
     if seen >= CRASH_LOOP_RESTARTS:

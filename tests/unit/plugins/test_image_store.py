@@ -217,6 +217,10 @@ def docker() -> str:
     return found
 
 
+LATE = """#!/bin/sh
+case "$*" in *RootFS.Layers*) echo 'sha256:{{}} {chain}' ;; *) exec {docker} "$@" ;; esac
+"""
+
 PLAY = """
 - hosts: localhost
   gather_facts: false
@@ -232,13 +236,15 @@ PLAY = """
       register: again
     - release_image: {image_dir: "{{ dir }}/app", repository: "{{ repository }}-other"}
       register: renamed
+    - release_image: {image_dir: "{{ dir }}/late", repository: "{{ repository }}", docker: "{{ dir }}/late.sh"}
+      register: late
     - release_image: {image_dir: "{{ dir }}/nothing"}
       register: refused
       ignore_errors: true
     - copy: {content: "{{ told | to_json }}", dest: "{{ dir }}/told.json", mode: "0644"}
       vars:
         told: {base: "{{ base }}", checked: "{{ checked }}", app: "{{ app }}", again: "{{ again }}", renamed: "{{ renamed }}",
-               refused: "{{ refused }}"}
+               late: "{{ late }}", refused: "{{ refused }}"}
 """
 
 
@@ -248,16 +254,25 @@ def moved(tmp_path: Path, docker: str, layers: list[bytes]) -> Iterator[dict[str
     repository = f"tb-test-{os.getpid()}"
     base = unpack(old_save(tmp_path / "base.tar", layers[:1]), tmp_path / "base")
     app = unpack(old_save(tmp_path / "app.tar", layers), tmp_path / "app")
+    # An image that was there when the host was asked, and is gone when the archive of the others arrives.
+    late = unpack(old_save(tmp_path / "late.tar", [layer_tar("gone", b"gone"), layers[1]]), tmp_path / "late")
+    (tmp_path / "late.sh").write_text(LATE.format(docker=docker, chain=json.dumps([late.diff_ids[0]])))
+    (tmp_path / "late.sh").chmod(0o755)
     (tmp_path / "play.yml").write_text(PLAY)
     command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", "localhost,", "-c", "local", str(tmp_path / "play.yml")]
     command += ["-e", json.dumps({"dir": str(tmp_path), "repository": repository})]
     environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    tags = [f"{repository}:{base.short}", f"{repository}:{app.short}", f"{repository}-other:{app.short}"]
+    tags = [
+        f"{repository}:{late.short}",
+        f"{repository}:{base.short}",
+        f"{repository}:{app.short}",
+        f"{repository}-other:{app.short}",
+    ]
     try:
         assert done.returncode == 0, done.stdout + done.stderr
         told: dict[str, Any] = json.loads((tmp_path / "told.json").read_text())
-        yield {"ids": {"base": base, "app": app}, **told}
+        yield {"ids": {"base": base, "app": app, "late": late}, **told}
     finally:
         subprocess.run([docker, "image", "rm", "--force", *tags], capture_output=True, check=False)
 
@@ -275,3 +290,7 @@ def test_a_real_engine_takes_the_missing_layer_alone(moved: dict[str, Any]) -> N
     renamed = moved["renamed"]
     assert (renamed["changed"], renamed["bytes_moved"], renamed["method"]) == (True, 0, "present")
     assert "holds no whole image" in moved["refused"]["msg"]
+    late = moved["late"]
+    assert (late["changed"], late["method"], late["layers_moved"]) == (True, "complete", 2)
+    assert late["note"].startswith("the engine did not take the archive of the missing layers alone")
+    assert late["host_image"] in (moved["ids"]["late"].id, moved["ids"]["late"].manifest_digest)

@@ -290,6 +290,14 @@ def test_an_engine_may_know_the_image_by_its_manifest() -> None:
     assert attest(states, known) == []
 
 
+@pytest.mark.parametrize("prefix", ["", "sha256:"])
+def test_a_host_without_an_engine_runs_the_wheel(prefix: str) -> None:
+    known = release_json({**{k: v for k, v in NEW.items() if k != "id"}, "wheel_sha256": "3" * 64})
+    state = {**running(known, "green"), "image": f"sha256:{'3' * 64}"}
+    state["status"] = {**state["status"], "image": f"{prefix}{'3' * 64}"}
+    assert attest({"app1": state}, known) == []
+
+
 @pytest.mark.parametrize(
     ("change", "what", "found"),
     [
@@ -340,7 +348,7 @@ def test_the_screen_shows_who_serves_what_to_whom() -> None:
     told = fleet(None, {"app1": host(blue=running(OLD, "blue"))}, load_balancers={"lb1": balancer(servers=servers)})
     lines = status_table(told).splitlines()
     assert lines[0] == f"Serving  {OLD['id']} in blue"
-    assert lines[1] == "Traffic  stable blue, canary green 0% (salt none)"
+    assert lines[1] == "Traffic  all accounts on blue"
     assert "blue 1/2" in lines[4]
     assert lines[7].split() == ["app1", "blue", OLD["id"], "ready", "0", "2026-01-31T12:00:00Z"]
     assert lines[8].split() == ["app1", "green", "-", "empty", "-", "-"]
@@ -350,6 +358,18 @@ def test_the_screen_of_a_fleet_that_has_nothing_yet() -> None:
     text = status_table({"load_balancers": {"lb1": None}, "hosts": {"app1": None}})
     assert text.startswith("Serving  nothing\n")
     assert "lb1 has no traffic maps yet" in text
+
+
+@pytest.mark.parametrize(
+    ("cut", "says"),
+    [
+        (500, "Traffic  5% of accounts on green (canary none), the others on blue"),
+        (10000, "Traffic  100% of accounts on green (canary none)"),
+    ],
+)
+def test_the_screen_shows_a_rollouts_shares(cut: int, says: str) -> None:
+    told = fleet(None, {"app1": host(blue=running(OLD, "blue"))}, load_balancers={"lb1": balancer(cut=cut)})
+    assert says in status_table(told).splitlines()
 
 
 def test_both_slots_of_a_rollout_must_be_ready() -> None:

@@ -277,7 +277,7 @@ def test_an_image_is_added_to_a_version_that_was_built_without(
 
 
 def test_a_base_image_that_cannot_be_had_is_told(repository: Repository, base_image: str, run_module: RunModule) -> None:
-    gone = "registry.invalid/no-such-base:1"
+    gone = "127.0.0.1:1/no-such-base:1"
     result = run_module("release_build", repository.args(build_image=True, base_image=gone))
     assert f"the base image {gone} is not on this machine and cannot be pulled" in result["msg"]
     assert "base_image is needed" in run_module("release_build", repository.args(build_image=True))["msg"]
