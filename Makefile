@@ -45,10 +45,12 @@ image: env engine ## the images that the lab and the app's image start from
 lab: env engine image ## the lab's hosts, bare
 	@lab/up.sh
 
-lock: ## requirements/control.txt anew, from control.in and the app's own lock
+lock: ## the control node's locks anew: from the .in files and the app's own lock
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --no-header --no-emit-index-url \
 	  --python-version 3.11 --constraint app/requirements.txt requirements/control.in app/pyproject.toml \
 	  --output-file requirements/control.txt
+	uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --no-header --no-emit-index-url \
+	  --python-version 3.12 tests/newest/requirements.in --output-file tests/newest/requirements.txt
 
 # Anything else that is typed.
 .DEFAULT:
