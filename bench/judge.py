@@ -69,8 +69,8 @@ def line(name: str, value: float, unit: str, goal: Optional[float] = None, *, at
 
 def among(rng: random.Random, n: int, share: float) -> int:
     """How many of n requests go to the canary: n coins of this share, thrown at once, exact to 2**-20."""
-    if n <= 0:
-        return 0
+    if n <= 0 or share >= 1:
+        return n
     flags, bits = 0, round(share * (1 << 20))
     for place in range(20):
         coin = rng.getrandbits(n)
@@ -257,9 +257,7 @@ def every_few_seconds(runs: int, seconds: int = 5) -> None:
                 for metric, rate in USUAL.items():
                     totals[metric][0] += among(rng, on_canary, change.get(metric, rate))
                     totals[metric][1] += among(rng, size - on_canary, rate)
-                    samples[metric] = Sample(
-                        Tally(canary, totals[metric][0]), Tally(total - canary, totals[metric][1])
-                    )
+                    samples[metric] = Sample(Tally(canary, totals[metric][0]), Tally(total - canary, totals[metric][1]))
                 verdict, memory = judge(plan, memory, Look("5%", SHARE, samples, stops))
                 if verdict.outcome in (PASS, FAIL):
                     passed, failed = passed + (verdict.outcome == PASS), failed + (verdict.outcome == FAIL)

@@ -127,9 +127,9 @@ def standard_plan(error_limit: float = 0.01, slow_limit: float = 0.05, **changes
     and ``slow_limit`` is how many of them there may be. ``changes`` are further fields of :class:`Plan`.
     """
     metrics = (
-        Metric("errors", "failed", 0.80, 0.005, limit=error_limit, limit_weight=0.02),
+        Metric("errors", "failed", 0.80, 0.01, limit=error_limit, limit_weight=0.02),
         Metric("rejections", "were rejected", 0.06, 0.02),
-        Metric("slow", "were slow", 0.06, 0.01, limit=slow_limit, limit_weight=0.01),
+        Metric("slow", "were slow", 0.06, 0.02, limit=slow_limit, limit_weight=0.01),
         Metric("slower", "were slower than the baseline's P90", 0.05, 0.05, COMMON, tolerance=1.25),
     )
     return Plan(metrics, **changes)

@@ -93,6 +93,8 @@ def law_by_share(canary: float, baseline: float, bad: int, odds: float = 1.0) ->
     the cut (which accounts fall under it is chance) and the order of requests is exchangeable. It is what can be said of
     a look that is too short to have margins of its own, down to a single request.
     """
+    if bad == 1:
+        return Law(0, (log(baseline / (canary * odds + baseline)), log(canary * odds / (canary * odds + baseline))))
     weights = [
         _choose(bad, k)
         + lgamma(canary + k)
@@ -156,6 +158,8 @@ class Wager:
         """
         if self.won or len(law.log_mass) == 1:
             return self
+        if len(law.log_mass) == 2:
+            return self._settled_once(exp(law.log_mass[1]), k != law.first, alternatives, target)
         steps = [log(a.odds) for a in alternatives]
         means = [law.first * step + _log_sum([m + i * step for i, m in enumerate(law.log_mass)]) for step in steps]
 
@@ -174,6 +178,22 @@ class Wager:
         if won:
             boost *= (target - self.reserve) / (evidence - self.reserve)
         return Wager(tuple(held * boost for held in capital), self.reserve, won)
+
+    def _settled_once(
+        self, chance: float, on_canary: bool, alternatives: Sequence[Alternative], target: float
+    ) -> Wager:
+        """``settled`` where one bad event is all there is: the same in closed form, for looks after every request."""
+        fair = [(held / (1 - chance + chance * a.odds), a.odds) for held, a in zip(self.capital, alternatives)]
+        if_canary = sum([held * odds for held, odds in fair])
+        if if_canary + self.reserve >= target * _ROUNDING:
+            if on_canary:
+                part = (target - self.reserve) / if_canary
+                return Wager(tuple([held * odds * part for held, odds in fair]), self.reserve, won=True)
+            else_ = sum([held for held, _ in fair])
+            due = self.evidence - chance * target - (1 - chance) * self.reserve
+            boost = max(1.0, due / ((1 - chance) * else_))
+            return Wager(tuple([held * boost for held, _ in fair]), self.reserve)
+        return Wager(tuple([held * odds if on_canary else held for held, odds in fair]), self.reserve)
 
 
 def _boost(mass: Sequence[float], payments: Sequence[float], reserve: float, target: float, mean: float) -> float:
