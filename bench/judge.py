@@ -4,10 +4,12 @@
     python bench/judge.py --full     # 10,000 rollouts for every figure of the judge
     python bench/judge.py --plot docs/images/judge.svg
 
-Each line: ``<name> <value> <unit> goal <goal> ok|short``; lines without a goal only inform. Seeded: a run repeats itself.
+Each line: ``<name> <value> <unit> goal <goal> ok|short``; lines without a goal only inform. Seeded: a run repeats
+itself.
 
 Argo Rollouts, Flagger and Kayenta are here as their documentation describes their rules; the plugin has none of them:
- - Argo Rollouts, *Analysis & Progressive Delivery*: a measurement every ``interval: 5m`` that misses its successCondition
+ - Argo Rollouts, *Analysis & Progressive Delivery*: a measurement every ``interval: 5m`` that misses its
+ successCondition
    is a failure, and more failures than ``failureLimit: 3`` roll back;
  - Flagger, *How it works*: a check every ``interval: 1m``, and ``threshold: 10`` failed checks roll back;
  - Kayenta, *How canary judgment works*: Mann and Whitney's test on one point a minute, at least 50 points, at 98%, and
@@ -24,13 +26,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
 
 from module_utils.judge import (
     FAIL,
-    NOTHING,
     PASS,
     Look,
     Memory,
@@ -59,7 +59,7 @@ STAGES = (("5%", 0.05, 10_000), ("20%", 0.20, 10_000), ("50%", 0.50, 10_000))
 USUAL = {"errors": 0.001, "rejections": 0.01, "slow": 0.01, "slower": 0.10}
 
 
-def line(name: str, value: float, unit: str, goal: Optional[float] = None, *, at_least: bool = False) -> None:
+def line(name: str, value: float, unit: str, goal: float | None = None, *, at_least: bool = False) -> None:
     """One figure, and whether it meets its goal."""
     text = f"{name} {value:.4g} {unit}"
     if goal is not None:
@@ -75,7 +75,7 @@ def among(rng: random.Random, n: int, share: float) -> int:
     for place in range(20):
         coin = rng.getrandbits(n)
         flags = flags | coin if bits >> place & 1 else flags & coin
-    return flags.bit_count() if sys.version_info >= (3, 10) else bin(flags).count("1")
+    return flags.bit_count()
 
 
 def gap(rng: random.Random, rate: float) -> int:
@@ -109,7 +109,8 @@ def bad_requests(rng: random.Random, canary_rate: float, baseline_rate: float, s
 class Asked:
     """One metric's tests, asked after every request of a stream.
 
-    A good request leaves the evidence against the baseline as it is, so the run of good requests before a bad one is one
+    A good request leaves the evidence against the baseline as it is, so the run of good requests before a bad one
+    is one
     look, and the bad one another: the same as a look after every request (a test of the judge proves it).
     """
 
@@ -312,9 +313,7 @@ def equal_false_alarms(every: int, failures: int, alpha: float) -> float:
     requests, checks = round(every * PER_MINUTE * SHARE), HORIZON // every
     above, errors = 1.0, 0
     while True:
-        fails = math.fsum(
-            math.comb(checks, k) * above**k * (1 - above) ** (checks - k) for k in range(failures, checks + 1)
-        )
+        fails = math.fsum(math.comb(checks, k) * above**k * (1 - above) ** (checks - k) for k in range(failures, checks + 1))
         if fails <= alpha:
             return (errors - 0.5) / requests
         above -= math.exp(
@@ -350,8 +349,8 @@ def by_mann_whitney(minutes: Minutes, confidence: float, looks: Sequence[int], t
     """Requests until the metric is High: the interval's lower end is above tolerance times the estimated shift."""
     z = statistics.NormalDist().inv_cdf(1 - (1 - confidence) / 2)
     for end in looks:
-        experiment = [b / n for b, n in zip(minutes.canary_bad[:end], minutes.canary[:end])]
-        control = [b / n for b, n in zip(minutes.baseline_bad[:end], minutes.baseline[:end])]
+        experiment = [b / n for b, n in zip(minutes.canary_bad[:end], minutes.canary[:end], strict=True)]
+        control = [b / n for b, n in zip(minutes.baseline_bad[:end], minutes.baseline[:end], strict=True)]
         estimate = abs(statistics.median(x - y for x in experiment for y in control))
         if mann_whitney_z(experiment, control, tolerance * estimate) > z:
             return end * PER_MINUTE
@@ -394,18 +393,67 @@ def beside_others(runs: int) -> dict[str, dict[float, float]]:
     return means
 
 
+def evidence_over(rng: random.Random, plan: Plan, rate: float, until: int) -> list[tuple[int, float]]:
+    """The evidence of one stream at 5%: (requests, part of the way to the target on a log scale)."""
+    asked = Asked(plan, plan.metrics[0])
+    target = plan.target(plan.metrics[0].weight)
+    points = [(0, 0.0)]
+    for bad in bad_requests(rng, rate, BASELINE, SHARE):
+        if bad.before >= until:
+            return [*points, (until, points[-1][1])]
+        failed = asked.failed(bad, SHARE)
+        points.append((bad.before + 1, math.log(asked.beside.wager.evidence) / math.log(target)))
+        if failed:
+            return points
+    raise AssertionError("the stream is endless")
+
+
 def plot(path: Path) -> None:
-    """Draw how far each judge lets a worse version go, from the means of the last lines, as SVG."""
-    raise NotImplementedError
+    """Draw the evidence of a few streams, and how many requests each judge needs (log scale), as one SVG."""
+    plan = standard_plan()
+    means = beside_others(40)
+    width, height, until = 860, 400, 40_000
+    colours = {0.001: "#2f7d32", 0.005: "#c77700", 0.01: "#c2410c", 0.05: "#a21caf"}
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+        '<text x="50" y="24" font-size="14">Evidence that the canary is worse (5% share)</text>',
+        '<line x1="50" y1="60" x2="400" y2="60" stroke="#b91c1c" stroke-dasharray="5 3"/>',
+        '<text x="56" y="54" fill="#b91c1c">roll back</text>',
+        '<line x1="50" y1="340" x2="400" y2="340" stroke="#333"/>',
+        '<line x1="50" y1="50" x2="50" y2="340" stroke="#333"/>',
+        '<text x="225" y="374" text-anchor="middle">requests in all, up to 40,000</text>',
+    ]
+    for place, (rate, colour) in enumerate(colours.items()):
+        for number in range(3):
+            points = evidence_over(random.Random(f"plot {rate} {number}"), plan, rate, until)
+            path_ = " ".join(f"{50 + 350 * x / until:.1f},{min(340.0, 220 - 160 * max(y, -0.75)):.1f}" for x, y in points)
+            parts.append(f'<polyline points="{path_}" fill="none" stroke="{colour}" stroke-width="1.4" opacity="0.8"/>')
+        text = "equal, 0.1% errors" if rate == BASELINE else f"0.1% against {rate:.1%} errors"
+        parts.append(f'<text x="230" y="{262 + 18 * place}" fill="{colour}">{text}</text>')
+    parts.append('<text x="470" y="24" font-size="14">Requests until it is caught (log scale)</text>')
+    y = 52
+    for rate in WORSE:
+        parts.append(f'<text x="470" y="{y}" fill="{colours[rate]}">0.1% against {rate:.1%} errors</text>')
+        for name in ("judge", "flagger", "argo", "kayenta"):
+            long = 230 * math.log10(means[name][rate] / 100) / 4.4
+            parts.append(f'<text x="470" y="{y + 20}">{name}</text>')
+            parts.append(f'<rect x="530" y="{y + 9}" width="{long:.0f}" height="14" fill="{colours[rate]}" opacity="0.75"/>')
+            parts.append(f'<text x="{536 + long:.0f}" y="{y + 20}">{means[name][rate]:,.0f}</text>')
+            y += 20
+        y += 34
+    parts.append("</svg>")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print the figures that were asked for."""
     parts: dict[str, Callable[[bool], object]] = {
-        "caught": lambda full: caught(10_000 if full else 3_000),
-        "others": lambda full: beside_others(1_000 if full else 60),
-        "looks": lambda full: every_few_seconds(200 if full else 15),
-        "false_rollbacks": lambda full: false_rollbacks(10_000 if full else 200),
+        "caught": lambda full: caught(10_000 if full else 2_500),
+        "others": lambda full: beside_others(400 if full else 40),
+        "looks": lambda full: every_few_seconds(100 if full else 8),
+        "false_rollbacks": lambda full: false_rollbacks(10_000 if full else 150),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="10,000 rollouts for every figure of the judge")

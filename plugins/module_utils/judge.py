@@ -6,12 +6,14 @@ A rollout asks it every few seconds, or after every request, with the counters o
  - ``fail``: a hard stop, or the evidence of one of the sequential tests has reached its target. Over all metrics, all
    stages and all looks of a rollout, a canary that is no worse than its baseline and within its limits fails with a
    probability of at most ``Plan.alpha``.
- - ``pass``: every source reported, the stage has its minimal sample, and for every metric it is *shown* that the canary's
+ - ``pass``: every source reported, the stage has its minimal sample, and for every metric it is *shown* that the
+ canary's
    rate is not above the baseline's by more than a margin, and below the limit. For each metric, what is shown is wrong
    with a probability of at most ``Plan.beta`` in a stage.
  - ``insufficient``: neither. A source that is missing is never fine.
 
-State is a small value, :class:`Memory`, that goes through JSON; ``judge`` itself is a pure function of it and of a look.
+State is a small value, :class:`Memory`, that goes through JSON; ``judge`` itself is a pure function of it and of a
+look.
 Pure, standard library only: it may travel to hosts. The statistics are in ``sequential.py``, with their sources.
 """
 
@@ -23,11 +25,12 @@ from typing import Any, Optional
 
 from .sequential import Alternative, Wager, confidence_sequence, law_by_limit, law_by_margins, law_by_share
 
-PASS = "pass"
+PASS = "pass"  # noqa: S105 - a verdict, not a password
 FAIL = "fail"
 INSUFFICIENT = "insufficient"
 
-#: Ways to be worse where bad events are rare: stakes chosen so that 5, 10 and 50 times the rate are all caught within 1.3
+#: Ways to be worse where bad events are rare: stakes chosen so that 5, 10 and 50 times the rate are all caught
+#: within 1.3
 #: times Wald's bound at a share of 5% (``bench/judge.py`` measures it).
 RARE = (Alternative(2, 0.03), Alternative(5, 0.27), Alternative(10, 0.14), Alternative(25, 0.06), Alternative(80, 0.50))
 #: Ways to be worse where they are common.
@@ -91,9 +94,11 @@ class Plan:
 
     ``alpha``: the probability of a false rollback, for the whole rollout. ``beta``: see the module.
     ``min_requests``: requests of the canary (and of the baseline, while there is one) that a stage needs to pass.
-    ``accounts``: how many accounts the split divides. By chance the canary's share of requests lies off the cut by as much
+    ``accounts``: how many accounts the split divides. By chance the canary's share of requests lies off the cut by
+    as much
     as that many equal accounts would make it.
-    ``reserve``: the part of each test's capital kept back for what goes wrong later; a quarter of what is left is staked
+    ``reserve``: the part of each test's capital kept back for what goes wrong later; a quarter of what is left is
+    staked
     at each new stage and after every ``renewal`` requests.
     """
 
@@ -123,7 +128,8 @@ class Plan:
 def standard_plan(error_limit: float = 0.01, slow_limit: float = 0.05, **changes: Any) -> Plan:
     """The plan of a rollout: errors, rejections, slow answers, and answers slower than the baseline's own P90.
 
-    ``error_limit`` is ``versioning.error_threshold``. ``slow`` counts answers slower than ``versioning.latency_threshold``
+    ``error_limit`` is ``versioning.error_threshold``. ``slow`` counts answers slower than
+    ``versioning.latency_threshold``
     and ``slow_limit`` is how many of them there may be. ``changes`` are further fields of :class:`Plan`.
     """
     metrics = (
@@ -186,7 +192,8 @@ class Look:
 class Finding:
     """What one test says. ``evidence`` grows from 1 towards ``target``, where the test fails the canary.
 
-    ``test`` is ``stop``, ``baseline`` (against the version beside it) or ``limit``. Both numbers are None where the test
+    ``test`` is ``stop``, ``baseline`` (against the version beside it) or ``limit``. Both numbers are None where
+    the test
     has none.
     """
 
@@ -274,9 +281,7 @@ def judge(plan: Plan, memory: Memory, look: Look) -> tuple[Verdict, Memory]:
         findings.append(finding)
         if metric.limit is not None:
             name = f"{metric.name}:limit"
-            finding, tests[name] = _against_limit(
-                plan, metric, metric.limit, sample, _progress(plan, metric, tests, name)
-            )
+            finding, tests[name] = _against_limit(plan, metric, metric.limit, sample, _progress(plan, metric, tests, name))
             findings.append(finding)
     outcomes = {finding.outcome for finding in findings}
     outcome = next(outcome for outcome in (FAIL, INSUFFICIENT, PASS) if outcome in outcomes)
@@ -303,9 +308,7 @@ def _check(plan: Plan, look: Look) -> None:
 
 def _new_stage(plan: Plan, memory: Memory, stage: str) -> Memory:
     """Counters start at zero, the evidence stays, and each test stakes a part of its reserve anew."""
-    alternatives = {
-        f"{metric.name}:{test}": metric.alternatives for metric in plan.metrics for test in ("baseline", "limit")
-    }
+    alternatives = {f"{metric.name}:{test}": metric.alternatives for metric in plan.metrics for test in ("baseline", "limit")}
     return Memory(
         stage,
         {name: Progress(progress.wager.renewed(alternatives[name])) for name, progress in memory.tests.items()},
@@ -321,9 +324,7 @@ def _stop(stop: Stop, occurred: Optional[int]) -> Finding:
     if occurred is None:
         return Finding(stop.name, "stop", INSUFFICIENT, f"{stop.name}: nothing reports whether {stop.sentence}")
     if occurred >= stop.limit:
-        return Finding(
-            stop.name, "stop", FAIL, f"{stop.name}: {stop.sentence}, {occurred:,} times (limit {stop.limit:,})"
-        )
+        return Finding(stop.name, "stop", FAIL, f"{stop.name}: {stop.sentence}, {occurred:,} times (limit {stop.limit:,})")
     return Finding(stop.name, "stop", PASS, f"{stop.name}: {occurred:,} times, below the limit of {stop.limit:,}")
 
 
@@ -372,9 +373,7 @@ def _went_back(now: Tally, before: Tally) -> bool:
     return now.bad < before.bad or now.total - before.total < now.bad - before.bad
 
 
-def _against_baseline(
-    plan: Plan, metric: Metric, sample: Sample, look: Look, progress: Progress
-) -> tuple[Finding, Progress]:
+def _against_baseline(plan: Plan, metric: Metric, sample: Sample, look: Look, progress: Progress) -> tuple[Finding, Progress]:
     """The canary beside the version that runs at the same time."""
     target = plan.target(metric.weight)
 
@@ -387,15 +386,11 @@ def _against_baseline(
     if canary is None or baseline is None:
         missing = " and ".join(n for n, tally in (("canary", canary), ("baseline", baseline)) if tally is None)
         if progress.wager.won:
-            return says(
-                FAIL, f"the canary was worse at an earlier look (nothing comes from the {missing} now)"
-            ), progress
+            return says(FAIL, f"the canary was worse at an earlier look (nothing comes from the {missing} now)"), progress
         return says(INSUFFICIENT, f"nothing comes from the {missing}"), progress
     if _went_back(canary, progress.canary) or _went_back(baseline, progress.baseline):
         outcome = FAIL if progress.wager.won else INSUFFICIENT
-        finding = says(
-            outcome, f"a counter went back (canary {progress.canary} before, {canary} now), counting from here"
-        )
+        finding = says(outcome, f"a counter went back (canary {progress.canary} before, {canary} now), counting from here")
         return finding, replace(progress, canary=canary, baseline=baseline)
 
     progress = weigh(plan, metric, progress, canary, baseline, look.exposure)
@@ -415,9 +410,7 @@ def _against_baseline(
     return says(PASS, f"{counts}; the canary is at most {above:.2%} above, {metric.margin:.2%} is allowed"), progress
 
 
-def _against_limit(
-    plan: Plan, metric: Metric, limit: float, sample: Sample, progress: Progress
-) -> tuple[Finding, Progress]:
+def _against_limit(plan: Plan, metric: Metric, limit: float, sample: Sample, progress: Progress) -> tuple[Finding, Progress]:
     """The canary alone, against the absolute limit."""
     target = plan.target(metric.limit_weight)
 
@@ -430,9 +423,7 @@ def _against_limit(
         return says(outcome, f"nothing comes from the canary to hold against the limit of {limit:.2%}"), progress
     if _went_back(canary, progress.canary):
         outcome = FAIL if progress.wager.won else INSUFFICIENT
-        finding = says(
-            outcome, f"a counter went back (canary {progress.canary} before, {canary} now), counting from here"
-        )
+        finding = says(outcome, f"a counter went back (canary {progress.canary} before, {canary} now), counting from here")
         return finding, replace(progress, canary=canary)
 
     progress = weigh_limit(plan, metric, limit, progress, canary)

@@ -13,10 +13,12 @@ Sources:
    related to the law of the iterated logarithm*; Howard, Ramdas, McAuliffe and Sekhon (2021), *Time-uniform,
    nonparametric, nonasymptotic confidence sequences*, Annals of Statistics 49(2);
  - canary tests of this kind: Lindon, Sanden and Shirikian (2022), *Rapid Regression Detection in Software Deployments
-   through Sequential Testing*, KDD; Lindon and Malek (2022), *Anytime-Valid Inference for Multinomial Count Data*, NeurIPS;
+   through Sequential Testing*, KDD; Lindon and Malek (2022), *Anytime-Valid Inference for Multinomial Count Data*,
+   NeurIPS;
  - two proportions: Turner, Ly and Grünwald (2024), *Generic E-variables for exact sequential k-sample tests that allow
    for optional stopping*, Journal of Statistical Planning and Inference 230;
- - no overshoot: Fischer and Ramdas (2024), *Improving Wald's (approximate) sequential probability ratio test by avoiding
+ - no overshoot: Fischer and Ramdas (2024), *Improving Wald's (approximate) sequential probability ratio test by
+ avoiding
    overshoot*, arXiv 2410.16076.
 
 Pure, standard library only: it may travel to hosts.
@@ -79,7 +81,8 @@ def _normalised(first: int, weights: Sequence[float]) -> Law:
 def law_by_margins(canary: int, baseline: int, bad: int, odds: float = 1.0) -> Law:
     """Bad events on the canary, given how many requests each version had and how many were bad in all.
 
-    Fisher's noncentral hypergeometric distribution. It holds whatever the rates and the traffic share are, as long as the
+    Fisher's noncentral hypergeometric distribution. It holds whatever the rates and the traffic share are, as long
+    as the
     odds of a bad event on the canary are ``odds`` times those on the baseline during this look: nothing is estimated.
     """
     ks = range(max(0, bad - baseline), min(bad, canary) + 1)
@@ -90,18 +93,14 @@ def law_by_share(canary: float, baseline: float, bad: int, odds: float = 1.0) ->
     """Bad events on the canary, given the requests that each version had had before them (counts, a prior's included).
 
     The Beta-binomial law of Pólya's urn. It is exact where the canary's share is a draw from a Beta distribution around
-    the cut (which accounts fall under it is chance) and the order of requests is exchangeable. It is what can be said of
+    the cut (which accounts fall under it is chance) and the order of requests is exchangeable. It is what can be
+    said of
     a look that is too short to have margins of its own, down to a single request.
     """
     if bad == 1:
         return Law(0, (log(baseline / (canary * odds + baseline)), log(canary * odds / (canary * odds + baseline))))
     weights = [
-        _choose(bad, k)
-        + lgamma(canary + k)
-        - lgamma(canary)
-        + lgamma(baseline + bad - k)
-        - lgamma(baseline)
-        + k * log(odds)
+        _choose(bad, k) + lgamma(canary + k) - lgamma(canary) + lgamma(baseline + bad - k) - lgamma(baseline) + k * log(odds)
         for k in range(bad + 1)
     ]
     return _normalised(0, weights)
@@ -117,8 +116,10 @@ def law_by_limit(total: int, limit: float) -> Law:
 class Wager:
     """A capital that grows while the canary is worse: what each alternative holds, and what is kept back.
 
-    The reserve is kept back for what goes wrong later. A bettor who has lost nearly everything on hours of good behaviour
-    would take as long to win it back; a renewal stakes a quarter of the reserve anew. Reserve included, the capital stays
+    The reserve is kept back for what goes wrong later. A bettor who has lost nearly everything on hours of good
+    behaviour
+    would take as long to win it back; a renewal stakes a quarter of the reserve anew. Reserve included, the
+    capital stays
     a martingale.
     """
 
@@ -179,9 +180,7 @@ class Wager:
             boost *= (target - self.reserve) / (evidence - self.reserve)
         return Wager(tuple(held * boost for held in capital), self.reserve, won)
 
-    def _settled_once(
-        self, chance: float, on_canary: bool, alternatives: Sequence[Alternative], target: float
-    ) -> Wager:
+    def _settled_once(self, chance: float, on_canary: bool, alternatives: Sequence[Alternative], target: float) -> Wager:
         """``settled`` where one bad event is all there is: the same in closed form, for looks after every request."""
         fair = [(held / (1 - chance + chance * a.odds), a.odds) for held, a in zip(self.capital, alternatives)]
         if_canary = sum([held * odds for held, odds in fair])
@@ -264,7 +263,8 @@ def walds_bound(canary_rate: float, baseline_rate: float, share: float, alpha: f
     """Requests in all (both versions) that any test needs on average to tell these two rates from one common rate.
 
     Wald (1945): a test that raises a false alarm with probability alpha at most, and stops for certain under the fixed
-    alternative, needs ``log(1/alpha) / I`` requests. I is the information per request against the common rate nearest to
+    alternative, needs ``log(1/alpha) / I`` requests. I is the information per request against the common rate
+    nearest to
     the alternative, ``q = share * canary_rate + (1 - share) * baseline_rate``, since neither rate is known beforehand.
     """
     q = share * canary_rate + (1 - share) * baseline_rate

@@ -6,7 +6,7 @@ import json
 import math
 import random
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from ansible.module_utils.judge import (
@@ -35,12 +35,12 @@ BESIDE, ALONE = 5, 6  # after the five stops: errors against the baseline, error
 
 
 def look(
-    canary: Optional[tuple[int, int]],
-    baseline: Optional[tuple[int, int]],
+    canary: tuple[int, int] | None,
+    baseline: tuple[int, int] | None,
     *,
     stage: str = "5%",
     exposure: float = 0.05,
-    stops: Optional[dict[str, Optional[int]]] = None,
+    stops: dict[str, int | None] | None = None,
 ) -> Look:
     """A look at errors alone: (requests, bad) of each version."""
     sample = Sample(canary and Tally(*canary), baseline and Tally(*baseline))
@@ -103,7 +103,7 @@ def test_enough_requests_that_still_allow_a_rate_above_the_margin_or_the_limit_a
     [(None, (380, 0), "the canary"), ((20, 0), None, "the baseline"), (None, None, "the canary and baseline")],
 )
 def test_a_source_that_is_missing_is_insufficient_never_fine(
-    canary: Optional[tuple[int, int]], baseline: Optional[tuple[int, int]], missing: str
+    canary: tuple[int, int] | None, baseline: tuple[int, int] | None, missing: str
 ) -> None:
     verdict, _ = judge(ERRORS, Memory(), look(canary, baseline))
     assert verdict.outcome == INSUFFICIENT
@@ -147,9 +147,7 @@ def test_a_counter_that_went_back_is_insufficient_once_and_counted_from_there() 
     _, memory = judge(ERRORS, Memory(), look((2000, 2), (38000, 38)))
     verdict, memory = judge(ERRORS, memory, look((100, 0), (38100, 38)))
     assert verdict.outcome == INSUFFICIENT
-    assert any(
-        "a counter went back (canary 2 of 2,000 (0.10%) before, 0 of 100 (0.00%) now)" in r for r in verdict.reasons
-    )
+    assert any("a counter went back (canary 2 of 2,000 (0.10%) before, 0 of 100 (0.00%) now)" in r for r in verdict.reasons)
     verdict, _ = judge(ERRORS, memory, look((2100, 2), (76100, 76)))
     assert verdict.outcome == PASS
 
@@ -192,9 +190,7 @@ def test_the_memory_goes_through_json_without_losing_a_digit() -> None:
     assert judge(standard_plan(), again, BAD) == judge(standard_plan(), memory, BAD)
 
 
-@pytest.mark.parametrize(
-    "values", [{}, {"stage": "5%", "tests": []}, {"stage": "5%", "tests": {"errors:limit": {"wager": 1}}}]
-)
+@pytest.mark.parametrize("values", [{}, {"stage": "5%", "tests": []}, {"stage": "5%", "tests": {"errors:limit": {"wager": 1}}}])
 def test_what_is_not_a_memory_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(JudgeInputError, match="not a judge's memory"):
         Memory.from_dict(values)

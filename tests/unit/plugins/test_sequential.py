@@ -26,9 +26,7 @@ ALTERNATIVES = (Alternative(2, 0.3), Alternative(8, 0.3), Alternative(60, 0.4))
 
 laws = st.one_of(
     st.builds(law_by_share, st.floats(0.5, 500), st.floats(0.5, 5000), st.integers(1, 5), st.sampled_from([1.0, 1.25])),
-    st.builds(
-        law_by_margins, st.integers(1, 30), st.integers(20, 400), st.integers(1, 20), st.sampled_from([1.0, 2.0])
-    ),
+    st.builds(law_by_margins, st.integers(1, 30), st.integers(20, 400), st.integers(1, 20), st.sampled_from([1.0, 2.0])),
     st.builds(law_by_limit, st.integers(1, 60), st.sampled_from([0.01, 0.3])),
 )
 
@@ -96,10 +94,7 @@ def test_a_wager_is_fair_when_nothing_is_wrong_and_never_pays_more_than_the_targ
 def test_a_canary_that_is_better_than_the_null_only_loses_the_wager(law: Law, better: float) -> None:
     wager = Wager.opened(ALTERNATIVES, 0.1)
     weights = [p * better**-i for i, p in enumerate(mass(law))]
-    mean = sum(
-        p / sum(weights) * wager.settled(law, law.first + i, ALTERNATIVES, 100.0).evidence
-        for i, p in enumerate(weights)
-    )
+    mean = sum(p / sum(weights) * wager.settled(law, law.first + i, ALTERNATIVES, 100.0).evidence for i, p in enumerate(weights))
     assert mean <= 1 + 1e-9
 
 
@@ -150,18 +145,14 @@ def test_what_a_renewal_staked_is_not_lost_by_what_was_good_before() -> None:
     wager = Wager.opened(ALTERNATIVES, 0.1)
     for _ in range(300):
         wager = wager.settled(law, 0, ALTERNATIVES, target)
-    assert bad_ones_until_won(wager.renewed(ALTERNATIVES)) < bad_ones_until_won(
-        Wager(wager.capital, 0.0).renewed(ALTERNATIVES)
-    )
+    assert bad_ones_until_won(wager.renewed(ALTERNATIVES)) < bad_ones_until_won(Wager(wager.capital, 0.0).renewed(ALTERNATIVES))
 
 
 @pytest.mark.parametrize(
     ("alternatives", "reserve"),
     [((), 0.0), ((Alternative(1, 1),), 0.0), ((Alternative(2, 0),), 0.0), (ALTERNATIVES, 1.0), (ALTERNATIVES, -0.1)],
 )
-def test_a_wager_needs_stakes_and_alternatives_that_are_worse(
-    alternatives: tuple[Alternative, ...], reserve: float
-) -> None:
+def test_a_wager_needs_stakes_and_alternatives_that_are_worse(alternatives: tuple[Alternative, ...], reserve: float) -> None:
     with pytest.raises(ValueError, match="alternatives need"):
         Wager.opened(alternatives, reserve)
 
