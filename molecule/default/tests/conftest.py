@@ -1,0 +1,162 @@
+"""What the tests of the fleet's operations share: playbooks run as a person runs them, and orders sent meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+STATE = ROOT / ".lab" / "trading-molecule"
+SCENARIO = ROOT / "molecule" / "default"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a playbook printed, and how it ended."""
+
+    code: int
+    output: str
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """Changes by host, from the recap."""
+        return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", self.output, re.M)}
+
+
+class Load:
+    """A constant load of orders at the load balancer, on HTTP and NATS; judged against the ledger afterwards."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path, fleet: Fleet) -> None:
+        self._process = process
+        self._fleet = fleet
+        self.log = log
+
+    def finish(self, *, now: bool = False) -> dict[str, Any]:
+        """The summary, once all orders are sent; `now` ends the sending first."""
+        if now:
+            self._process.send_signal(signal.SIGINT)
+        out, err = self._process.communicate(timeout=600)
+        assert out.strip(), err
+        return dict(json.loads(out.strip().splitlines()[-1]))
+
+    def judge(self) -> dict[str, Any]:
+        """Client's log against the ledger: what was lost, doubled or answered differently."""
+        done = subprocess.run(
+            [
+                *("trading-bot", "judge", str(self.log), "--redis", f"redis://{self._fleet.private['data1']}:6379/0"),
+                *("--redis-username", "trading_bot", "--redis-password-file", str(STATE / "secrets/redis_trading_bot")),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout.strip(), done.stderr
+        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The lab's fleet, from the control node."""
+
+    private: Mapping[str, str]
+    url: str
+    loads: list[Load]
+
+    def play(self, playbook: str, *arguments: str, inventories: tuple[Path, ...] = (SCENARIO / "inventory",)) -> Run:
+        """Run a playbook; its output goes to the test's own, too."""
+        sources = [word for path in inventories for word in ("-i", str(path))]
+        done = subprocess.run(
+            ["ansible-playbook", *sources, playbook, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        print(done.stdout)
+        return Run(done.returncode, done.stdout)
+
+    def status(self) -> dict[str, Any]:
+        """What release-status.yml says, as data."""
+        done = self.play("release-status.yml", "-e", "release_status_format=json")
+        assert done.code == 0, done.output
+        text = done.output[done.output.index("msg: |-") + len("msg: |-") : done.output.index("PLAY RECAP")]
+        return dict(json.loads(text))
+
+    def load(self, rate: int, count: int, *, name: str) -> Load:
+        """Start sending; the caller finishes it."""
+        log = STATE / f"{name}.jsonl"
+        process = subprocess.Popen(
+            [
+                *("trading-bot", "load", "--url", self.url, "--token-file", str(STATE / "secrets/api_desk_token")),
+                *("--nats", f"nats://{self.private['data1']}:4222", "--nats-user", "client"),
+                *("--nats-password-file", str(STATE / "secrets/nats_client")),
+                *("--rate", str(rate), "--count", str(count), "--accounts", "1000", "--run", name, "--log", str(log)),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        load = Load(process, log, self)
+        self.loads.append(load)
+        return load
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Iterator[Fleet]:
+    """The fleet that the scenario has made."""
+    listed = subprocess.run(
+        ["ansible-inventory", "-i", str(SCENARIO / "inventory"), "-i", str(SCENARIO / "scaled-out.yml"), "--list"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    hosts = json.loads(listed.stdout)["_meta"]["hostvars"]
+    made = Fleet(
+        private={name: variables["private_address"] for name, variables in hosts.items()},
+        url=f"http://{hosts['lb1']['ansible_host']}:8080",
+        loads=[],
+    )
+    yield made
+    for load in made.loads:
+        load.stop()
+
+
+@pytest.fixture(scope="session")
+def source() -> Callable[..., Path]:
+    """Makes a copy of the app's source with another version, as a developer's next release; `edit` may change its files."""
+
+    def make(version: str, edit: Callable[[Path], None] = lambda _: None) -> Path:
+        home = STATE / f"source-{version}"
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.copytree(ROOT / "app", home / "app", ignore=shutil.ignore_patterns("__pycache__", ".*", "tests"))
+        project = home / "app" / "pyproject.toml"
+        project.write_text(re.sub(r'^version = ".*"$', f'version = "{version}"', project.read_text(), flags=re.M))
+        edit(home / "app")
+        return home
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_config() -> dict[str, Any]:
+    """The app's configuration as the repository's variables have it, templates and all."""
+    return dict(yaml.safe_load((ROOT / "group_vars/all/release.yml").read_text())["release_config"])

@@ -1,0 +1,211 @@
+"""The operator's commands on a fleet that serves: releases, scaling, and requests that make no sense."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from conftest import SCENARIO, Fleet, Run
+
+SCALED_OUT = (SCENARIO / "inventory", SCENARIO / "scaled-out.yml")
+NEXT = "0.1.1"
+
+
+def served(fleet: Fleet) -> tuple[str, str]:
+    """The release that the fleet serves and its slot."""
+    now = fleet.status()["served"]
+    return now["release_id"], now["slot"]
+
+
+def assert_refused(run: Run, *words: str) -> None:
+    assert run.code != 0, run.output
+    assert not [word for word in words if word not in run.output], run.output
+
+
+@contextmanager
+def undisturbed(fleet: Fleet, name: str) -> Iterator[None]:
+    """While the block runs, every order is answered, and afterwards the same release serves from the same slot."""
+    before = served(fleet)
+    load = fleet.load(rate=50, count=100_000, name=name)
+    yield
+    summary = load.finish(now=True)
+    assert summary["failed"] == 0, summary
+    assert served(fleet) == before
+
+
+def test_deploy_again_changes_nothing(fleet: Fleet) -> None:
+    again = fleet.play("deploy.yml")
+    assert again.code == 0
+    assert set(again.changed.values()) == {0}
+
+
+def test_check_on_a_changed_config_shows_just_that_change_and_changes_nothing(
+    fleet: Fleet, shared_config: dict[str, Any]
+) -> None:
+    wanted = {**shared_config, "risk": {**shared_config["risk"], "max_leverage": 2.5}}
+    before = fleet.status()
+    run = fleet.play("deploy.yml", "--check", "--diff", "-e", json.dumps({"release_config": wanted}))
+    assert run.code == 0
+    changed = [line.strip() for line in run.output.splitlines() if line.strip()[:1] in "+-" and line.strip()[:3] not in ("+++", "---")]
+    assert [line for line in changed if line] == ["-  max_leverage: 3.0", "+  max_leverage: 2.5"], changed
+    assert fleet.status() == before
+
+
+def test_a_second_release_under_load_loses_no_order(fleet: Fleet, source: Callable[..., Path]) -> None:
+    before, slot = served(fleet)
+    load = fleet.load(rate=220, count=20_000, name="second-release")
+    run = fleet.play("deploy.yml", "-e", f"release_version={NEXT}", "-e", f"release_source={source(NEXT)}")
+    assert run.code == 0
+    # Its dependencies are the same, so only the app's own layer travels.
+    moved = [int(count) for count in re.findall(r"app\d: (\d+) bytes of \d+ moved", run.output)]
+    assert len(moved) == 2, run.output
+    assert max(moved) < 10_000_000
+    summary = load.finish()
+    assert summary["failed"] == 0, summary
+    assert summary["sent"] >= 20_000
+    assert {answer.split()[0] for answer in summary["answered_by"]} == {before.split("-")[0], NEXT}, summary
+    verdict = load.judge()
+    assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
+    after, new_slot = served(fleet)
+    assert after.startswith(f"{NEXT}-")
+    assert new_slot != slot
+
+
+def test_the_release_before_stays_on_disk_as_previous_and_its_slot_is_stopped(fleet: Fleet) -> None:
+    status = fleet.status()
+    idle = "blue" if status["served"]["slot"] == "green" else "green"
+    for host, state in status["hosts"].items():
+        assert state["previous"].startswith("0.1.0-"), (host, state)
+        assert not state[idle]["running"], (host, state)
+        unit = ["docker", "exec", f"trading-molecule-{host}", "systemctl", "is-enabled", f"trading-bot@{idle}.service"]
+        assert subprocess.run(unit, capture_output=True, text=True, check=False).stdout.strip() == "disabled"
+
+
+def test_scaling_out_and_in_under_load_loses_no_order(fleet: Fleet) -> None:
+    bare = fleet.play(str(Path("lab/create.yml")), inventories=SCALED_OUT)
+    assert bare.code == 0
+    load = fleet.load(rate=200, count=1_000_000, name="scaling")
+
+    assert fleet.play("deploy.yml", "-l", "new_nodes", inventories=SCALED_OUT).code == 0
+    assert fleet.play("update-lb.yml", inventories=SCALED_OUT).code == 0
+    rotation = fleet.play("release-status.yml", inventories=SCALED_OUT)
+    assert f"{served(fleet)[1]} 3/3" in rotation.output
+
+    assert fleet.play("update-lb.yml").code == 0
+    summary = load.finish(now=True)
+    assert summary["failed"] == 0, summary
+    verdict = load.judge()
+    assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
+    assert f"{served(fleet)[1]} 2/2" in fleet.play("release-status.yml").output
+
+
+def test_the_load_balancers_refuse_to_go_below_the_minimum_of_healthy_hosts(fleet: Fleet, tmp_path: Path) -> None:
+    inventory = (SCENARIO / "inventory" / "hosts.yml").read_text()
+    home = tmp_path / "inventory"
+    home.mkdir()
+    (home / "hosts.yml").write_text(
+        "\n".join(line for line in inventory.splitlines() if not line.strip().startswith("app2:")) + "\n"
+    )
+    (home / "group_vars").symlink_to((SCENARIO / "inventory" / "group_vars").resolve())
+    with undisturbed(fleet, "below-minimum"):
+        assert_refused(fleet.play("update-lb.yml", inventories=(home,)), "app2", "healthy")
+
+
+def test_a_host_that_is_not_ready_is_not_put_into_rotation(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "more.yml").write_text(
+        "all: {children: {app: {hosts: {app9: {ansible_host: 10.204.1.29, private_address: 10.204.2.29}}}}}\n"
+    )
+    with undisturbed(fleet, "not-ready"):
+        assert_refused(
+            fleet.play("update-lb.yml", inventories=(SCENARIO / "inventory", tmp_path / "more.yml")),
+            "app9",
+            "deploy.yml -l new_nodes",
+        )
+
+
+def test_a_new_version_on_a_few_hosts_is_refused(fleet: Fleet) -> None:
+    with undisturbed(fleet, "limited"):
+        assert_refused(fleet.play("deploy.yml", "-l", "app1", "-e", "release_version=0.1.0"), "0.1.0")
+
+
+def test_an_unknown_release_is_refused(fleet: Fleet) -> None:
+    with undisturbed(fleet, "unknown-release"):
+        assert_refused(fleet.play("deploy.yml", "-e", "release_version=9.9.9"), "9.9.9", "0.1.0")
+
+
+def test_a_config_with_an_unknown_key_or_a_bad_unit_is_refused(fleet: Fleet, shared_config: dict[str, Any]) -> None:
+    wrong = {
+        **shared_config,
+        "risk": {**shared_config["risk"], "max_positon_size": 1},
+        "monitoring": {**shared_config["monitoring"], "collect_interval": "10 parsecs"},
+    }
+    with undisturbed(fleet, "bad-config"):
+        assert_refused(
+            fleet.play("deploy.yml", "-e", json.dumps({"release_config": wrong})),
+            "risk.max_positon_size",
+            "monitoring.collect_interval",
+            "10 parsecs",
+        )
+
+
+def test_a_version_that_crashes_at_start_never_gets_traffic(fleet: Fleet, source: Callable[..., Path]) -> None:
+    def crash(app: Path) -> None:
+        bootstrap = app / "src/trading_bot/bootstrap.py"
+        bootstrap.write_text(bootstrap.read_text() + '\n\nraise RuntimeError("this version crashes at start")\n')
+
+    with undisturbed(fleet, "crash"):
+        assert_refused(
+            fleet.play("deploy.yml", "-e", "release_version=0.1.2", "-e", f"release_source={source('0.1.2', crash)}"),
+            "this version crashes at start",
+        )
+
+
+def test_a_wrong_secret_never_gets_traffic(fleet: Fleet) -> None:
+    with undisturbed(fleet, "wrong-secret"):
+        assert_refused(
+            fleet.play("deploy.yml", "-e", "vault_redis_trading_bot_password=wrong", "-e", "release_ready_timeout=10"),
+            "not fit to serve",
+            "redis",
+        )
+
+
+def test_an_unreachable_host_stops_a_deployment_before_anything_starts(fleet: Fleet) -> None:
+    container = "trading-molecule-app2"
+    with undisturbed(fleet, "unreachable"):
+        subprocess.run(["docker", "exec", container, "systemctl", "stop", "ssh"], check=True)
+        try:
+            run = fleet.play("deploy.yml", "-e", "release_version=0.1.0")
+        finally:
+            subprocess.run(["docker", "exec", container, "systemctl", "start", "ssh"], check=True)
+        assert_refused(run, "app2", "UNREACHABLE")
+
+
+def test_a_full_disk_on_one_host_stops_a_deployment_before_anything_starts(fleet: Fleet) -> None:
+    fill = (
+        "cd /opt/trading-bot && cp -a releases /tmp/kept && mount -t tmpfs -o size=1m,mode=755 tmpfs releases"
+        " && cp -a /tmp/kept/. releases/ && ! dd if=/dev/zero of=releases/.full bs=4k 2>/dev/null"
+    )
+    empty = "umount /opt/trading-bot/releases && rm -rf /tmp/kept"
+    container = "trading-molecule-app2"
+    with undisturbed(fleet, "full-disk"):
+        subprocess.run(["docker", "exec", container, "sh", "-ec", fill], check=True)
+        try:
+            run = fleet.play("deploy.yml", "-e", "vault_api_desk_token=another-token-of-the-desk")
+        finally:
+            subprocess.run(["docker", "exec", container, "sh", "-ec", empty], check=True)
+        assert_refused(run, "app2", "MiB free")
+
+
+def test_an_inventory_with_no_app_host_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text("all: {children: {lb: {hosts: {lb1: {}}}, redis: {hosts: {data1: {}}}, nats: {hosts: {data1: {}}}, app: {}}}\n")
+    for playbook in ("deploy.yml", "update-lb.yml", "site.yml"):
+        assert_refused(fleet.play(playbook, inventories=(tmp_path / "hosts.yml",)), "The inventory has no host in: app")
+
+
+def test_the_newest_ansible_finds_nothing_to_do(fleet: Fleet) -> None:
+    assert fleet.play("tests/newest/verify.yml").code == 0
