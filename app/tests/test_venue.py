@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from servers import App, Nats, PaperVenue, Redis, order, until, verified
+from servers import App, Nats, PaperVenue, Redis, listening, order, until, verified
 
 FINAL = {"filled", "cancelled", "rejected", "expired"}
 
@@ -23,26 +24,59 @@ def venue_section(venue: PaperVenue, **more: str) -> str:
     return "venue: {" + ", ".join(f"{k}: {v}" for k, v in keys.items()) + "}\n"
 
 
+class Trading:
+    """An instance with all that it trades with, and an account of its own for each test."""
+
+    def __init__(self, app: App, redis: Redis, nats: Nats, venue: PaperVenue) -> None:
+        self.app, self.redis, self.nats, self.venue = app, redis, nats, venue
+        self.account = "nobody"
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, Any], dict[str, str]]:
+        return self.app.call(method, path, body, account=self.account)
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [line for line in self.app.lines() if line.get("account") == self.account]
+
+    def verified(self) -> dict[str, Any]:
+        return verified(self.redis, self.venue)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trading]:
+    directory = tmp_path_factory.mktemp("trading")
+    redis, nats = Redis(directory / "redis"), Nats(directory / "nats")
+    redis.start()
+    nats.start()
+    venue = PaperVenue(directory / "venue", nats.url, "--tick", "0.05")
+    venue.start()
+    app = App(directory / "app", redis.url, nats.url, extra=venue_section(venue))
+    app.start_ready()
+    until(lambda: redis.cli("HGET", "trading:marks", "BTC-USDT"), 5, "a mark")
+    yield Trading(app, redis, nats, venue)
+    for server in (app, venue, nats, redis):
+        server.kill()
+
+
 @pytest.fixture
-def trading(own_redis: Redis, own_nats: Nats, venue: PaperVenue, start_app: Callable[..., App]) -> App:
-    app = start_app(own_redis.url, own_nats.url, extra=venue_section(venue))
-    until(lambda: own_redis.cli("HGET", "trading:marks", "BTC-USDT"), 5, "a mark")
-    return app
+def trading(stack: Trading) -> Iterator[Trading]:
+    stack.account = f"acc-{uuid.uuid4().hex[:8]}"
+    yield stack
+    if not listening(stack.venue.port):
+        stack.venue.start()
+    stack.venue.faults()
 
 
-def state(app: App, id: str) -> dict[str, Any]:
+def state(app: App | Trading, id: str) -> dict[str, Any]:
     return app.call("GET", f"/api/orders/{id}")[1]
 
 
-def reaches(app: App, id: str, *states: str) -> dict[str, Any]:
+def reaches(app: App | Trading, id: str, *states: str) -> dict[str, Any]:
     return until(
         lambda: (found := state(app, id))["status"] in states and found, 15, f"{id} is one of {states}"
     )
 
 
-def test_a_market_order_is_filled_and_makes_a_position(
-    trading: App, own_redis: Redis, venue: PaperVenue
-) -> None:
+def test_a_market_order_is_filled_and_makes_a_position(trading: Trading) -> None:
     assert (
         trading.call("POST", "/api/orders", order("m1", type="market", price=None, quantity="0.01"))[0] == 201
     )
@@ -54,10 +88,10 @@ def test_a_market_order_is_filled_and_makes_a_position(
     assert account["open_orders"] == 0
     assert float(account["leverage"]) > 0
     assert float(position["fees"]) > 0
-    assert verified(own_redis, venue)["ok"]
+    assert trading.verified()["ok"]
 
 
-def test_a_position_can_be_reduced_but_not_beyond(trading: App, own_redis: Redis, venue: PaperVenue) -> None:
+def test_a_position_can_be_reduced_but_not_beyond(trading: Trading) -> None:
     trading.call("POST", "/api/orders", order("m1", type="market", price=None, quantity="0.01"))
     reaches(trading, "m1", "filled")
     closing = {"type": "market", "price": None, "side": "sell", "reduce_only": True}
@@ -66,12 +100,10 @@ def test_a_position_can_be_reduced_but_not_beyond(trading: App, own_redis: Redis
     assert trading.call("POST", "/api/orders", order("r2", quantity="0.01", **closing))[0] == 201
     reaches(trading, "r2", "filled")
     assert trading.call("GET", "/api/account")[1]["positions"][0]["quantity"] == "0"
-    assert verified(own_redis, venue)["ok"]
+    assert trading.verified()["ok"]
 
 
-def test_a_resting_order_is_open_listed_and_cancelled(
-    trading: App, own_redis: Redis, venue: PaperVenue
-) -> None:
+def test_a_resting_order_is_open_listed_and_cancelled(trading: Trading) -> None:
     trading.call("POST", "/api/orders", order("l1", price="40000"))
     reaches(trading, "l1", "open")
     listed = trading.call("GET", "/api/orders?status=open")[1]["orders"]
@@ -83,7 +115,7 @@ def test_a_resting_order_is_open_listed_and_cancelled(
     assert trading.call("DELETE", "/api/orders/none")[0] == 404
     assert trading.call("GET", "/api/orders/none")[0] == 404
     assert trading.call("GET", "/api/orders?status=open")[1]["orders"] == []
-    assert verified(own_redis, venue)["ok"]
+    assert trading.verified()["ok"]
 
 
 @pytest.mark.parametrize(
@@ -100,12 +132,12 @@ def test_a_resting_order_is_open_listed_and_cancelled(
     ],
 )
 def test_each_type_and_time_in_force_ends_as_it_should(
-    fields: dict[str, Any], end: str, trading: App, own_redis: Redis, venue: PaperVenue
+    fields: dict[str, Any], end: str, trading: Trading
 ) -> None:
     """A large order is filled in parts, over several ticks."""
     assert trading.call("POST", "/api/orders", order("o1", **fields))[0] == 201
     reaches(trading, "o1", end)
-    assert verified(own_redis, venue)["ok"]
+    assert trading.verified()["ok"]
 
 
 @pytest.mark.parametrize(
@@ -119,44 +151,45 @@ def test_each_type_and_time_in_force_ends_as_it_should(
         {"reject": 1.0},
     ],
 )
-def test_no_fault_of_the_venue_loses_or_doubles_an_order(
-    faults: dict[str, float], trading: App, own_redis: Redis, venue: PaperVenue
-) -> None:
+def test_no_fault_of_the_venue_loses_or_doubles_an_order(faults: dict[str, float], trading: Trading) -> None:
     """While the venue misbehaves an order's state may be unknown; afterwards it is what the venue says."""
-    venue.faults(**faults)
+    trading.venue.faults(**faults)
     for n in range(8):
         body = order(f"f{n}", type="market", price=None, side="buy" if n % 2 else "sell")
         assert trading.call("POST", "/api/orders", body)[0] == 201
     until(lambda: any(x["event"] in ("dispatch", "venue") for x in trading.lines()), 5, "the venue was tried")
     if "reject" not in faults and "duplicate" not in faults:
         until(lambda: any(x.get("outcome") == "unknown" for x in trading.lines()), 5, "an order is unknown")
-        venue.faults()
+        trading.venue.faults()
     for n in range(8):
         found = reaches(trading, f"f{n}", *FINAL)
         assert found["status"] == ("rejected" if "reject" in faults else "filled")
-    verdict = verified(own_redis, venue)
+    verdict = trading.verified()
     assert verdict["ok"], verdict
-    assert verdict["fills"] == (0 if "reject" in faults else 8)
+    fills = trading.redis.cli("XRANGE", "trading:fills", "-", "+").count(trading.account)
+    assert fills == (0 if "reject" in faults else 8)
 
 
 def test_an_order_that_was_accepted_while_the_venue_is_away_is_sent_when_it_is_back(
-    trading: App, own_redis: Redis, venue: PaperVenue
+    trading: Trading,
 ) -> None:
-    venue.kill()
+    trading.venue.kill()
     assert trading.call("POST", "/api/orders", order("a1", price="60000"))[0] == 201
     reaches(trading, "a1", "unknown")
-    venue.start()
+    trading.venue.start()
     reaches(trading, "a1", "filled")
-    assert verified(own_redis, venue)["ok"]
+    assert trading.verified()["ok"]
 
 
 def test_another_instance_picks_up_what_a_dead_one_left(
-    trading: App, own_redis: Redis, own_nats: Nats, venue: PaperVenue, start_app: Callable[..., App]
+    own_redis: Redis, own_nats: Nats, venue: PaperVenue, start_app: Callable[..., App]
 ) -> None:
+    app = start_app(own_redis.url, own_nats.url, extra=venue_section(venue))
+    until(lambda: own_redis.cli("HGET", "trading:marks", "BTC-USDT"), 5, "a mark")
     venue.faults(lose_request=1.0)
-    trading.call("POST", "/api/orders", order("p1", type="market", price=None))
-    reaches(trading, "p1", "dispatched", "unknown")
-    trading.kill()
+    app.call("POST", "/api/orders", order("p1", type="market", price=None))
+    reaches(app, "p1", "dispatched", "unknown")
+    app.kill()
     venue.faults()
     other = start_app(own_redis.url, own_nats.url, slot="green", extra=venue_section(venue))
     reaches(other, "p1", "filled")
@@ -187,10 +220,12 @@ def test_an_order_before_dispatch_is_cancelled_at_once_and_gives_its_reserve_bac
     assert (account["exposure"], account["open_orders"]) == ("0", 0)
 
 
-def test_verify_ledger_sees_what_was_tampered_with(trading: App, own_redis: Redis, venue: PaperVenue) -> None:
+def test_verify_ledger_sees_what_was_tampered_with(trading: Trading) -> None:
     trading.call("POST", "/api/orders", order("m1", type="market", price=None, quantity="0.01"))
     reaches(trading, "m1", "filled")
-    own_redis.cli("HINCRBY", "trading:account:alice", "q:BTC-USDT", "1")
-    verdict = verified(own_redis, venue)
+    trading.redis.cli("HINCRBY", f"trading:account:{trading.account}", "q:BTC-USDT", "1")
+    verdict = trading.verified()
     assert not verdict["ok"]
-    assert "alice: positions" in verdict["examples"][0]
+    assert f"{trading.account}: positions" in verdict["examples"][0]
+    trading.redis.cli("HINCRBY", f"trading:account:{trading.account}", "q:BTC-USDT", "-1")
+    assert trading.verified()["ok"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import uvicorn
 from nats.aio.msg import Msg
 
 from trading_bot import config
+from trading_bot.adapters import signing
 from trading_bot.adapters.logs import JsonLog
 from trading_bot.adapters.metrics import Metrics
 from trading_bot.adapters.nats.bus import Bus, Settings
@@ -26,13 +28,15 @@ from trading_bot.domain.limits import Limits
 from trading_bot.domain.traffic import Traffic, TrafficGate
 from trading_bot.entrypoints.bus import BusApi
 from trading_bot.entrypoints.http import HttpApi
-from trading_bot.errors import CannotListen, TradingError, Unavailable
+from trading_bot.errors import CannotListen, ConfigError, TradingError, Unavailable
 from trading_bot.ports import Probe, Venue
 from trading_bot.service.dispatch import Dispatcher
+from trading_bot.service.hotfix import tightened
 from trading_bot.service.instance import Identity, Instance
 from trading_bot.service.marks import Marks
 from trading_bot.service.relay import Relay
 from trading_bot.service.submit import OUTCOMES, OrderDesk
+from trading_bot.service.switches import Switches
 
 
 def version() -> str:
@@ -136,16 +140,26 @@ class Executor:
             on_traffic=self._on_traffic,
             on_request=self._on_request,
             on_tick=self._marks.tick,
+            on_control=self._on_control,
             on_change=lambda reason: log("nats", state="away" if reason else "usable", reason=reason),
         )
         self._client.on_change(
             lambda reason: log("redis", state="away" if reason else "usable", reason=reason)
         )
         needs: dict[str, Probe] = {"redis": self._probe, "nats": self._bus}
+        key_file = settings.server.hotfix_key_file
+        self._switches = Switches(
+            redis.RedisPanel(self._client, version=identity.version, slot=identity.slot),
+            lambda: self._settings.risk,
+            (lambda payload, signature: signing.verify(key_file, payload, signature)) if key_file else None,
+            self._announce,
+            self._hold_to_limits,
+            log,
+        )
         nudge = self._dispatcher.nudge if self._dispatcher else lambda: None
         self._desk = OrderDesk(ledger, needs, metrics.order, log, nudge)
         ready: dict[str, Probe] = {**needs, **({"venue": self._dispatcher} if self._dispatcher else {})}
-        self.instance = Instance(identity, settings.sha256, ready, redis.RedisControls(self._client))
+        self.instance = Instance(identity, settings.sha256, ready, self._switches)
         prefix = f"{identity.instance}-{identity.slot}-{self.instance.started_ms:x}"
         self._bus_api = BusApi(gate, self._desk, tokens, prefix, log)
         self._relay = Relay(self._outbox, self._bus, log)
@@ -168,7 +182,16 @@ class Executor:
             lambda: self._pending,
         )
         rate = settings.risk.margin_rate
-        api = HttpApi(self.instance, self._desk, tokens, self._render_metrics, rate, metrics.response, log)
+        api = HttpApi(
+            self.instance,
+            self._desk,
+            self._switches,
+            tokens,
+            self._render_metrics,
+            rate,
+            metrics.response,
+            log,
+        )
         self._server = _Server(
             uvicorn.Config(
                 api,
@@ -190,6 +213,27 @@ class Executor:
     def stop(self) -> None:
         self._stop.set()
 
+    def reload(self) -> None:
+        """Read the config again and take over risk, monitoring and versioning. A bad file changes nothing."""
+        try:
+            fresh = config.load(self._settings.file)
+        except ConfigError as error:
+            self._log("reload", outcome="refused", reason=str(error))
+            return
+        before = self._settings
+        self._settings = dataclasses.replace(
+            before,
+            sha256=fresh.sha256,
+            risk=fresh.risk,
+            monitoring=fresh.monitoring,
+            versioning=fresh.versioning,
+        )
+        self.instance.config_hash = fresh.sha256
+        self._hold_to_limits()
+        same = ("server", "redis", "nats", "venue")
+        restart = [name for name in same if getattr(fresh, name) != getattr(before, name)]
+        self._log("reload", outcome="taken over", config=fresh.sha256, needs_restart=restart)
+
     async def run(self) -> None:
         """Serve until ``stop``, then drain. Raises CannotListen."""
         identity, settings = self.instance.identity, self._settings
@@ -208,6 +252,7 @@ class Executor:
         loop = asyncio.get_running_loop()
         relaying = loop.create_task(self._relay.run())
         background = [relaying, loop.create_task(self._probe.run()), loop.create_task(self._marks.run())]
+        background.append(loop.create_task(self._switches.run()))
         if self._dispatcher is not None:
             background += [
                 loop.create_task(self._dispatcher.run()),
@@ -258,25 +303,32 @@ class Executor:
         except TradingError as error:
             self._log("drain", step="outbox left to others", reason=str(error))
 
+    async def _announce(self) -> None:
+        await self._bus.announce()
+
+    def _on_control(self) -> None:
+        self._switches.nudge()
+
     async def _on_request(self, message: Msg) -> None:
         await self._bus_api.handle(message)
 
     async def _prepare(self) -> None:
         await self._book.note_instruments(self._settings.venue.instruments, replace=False)
 
-    def _hold_to_limits(self, traffic: Traffic | None) -> None:
-        """A canary may be held to a fraction of each limit."""
+    def _hold_to_limits(self) -> None:
+        """What the config says, tightened by hotfixes; a canary may be held to a fraction of each limit."""
+        traffic = self._gate.current
         canary = traffic is not None and traffic.canary == self.instance.identity.slot and traffic.cut > 0
-        risk = self._settings.risk
+        risk = tightened(self._settings.risk, self._switches.hotfixes)
         self._ledger.limits = Limits.of(risk, risk.canary_fraction if canary else Decimal(1))
 
     def _on_begin(self, traffic: Traffic | None) -> None:
         self._gate.begin(traffic)
-        self._hold_to_limits(traffic)
+        self._hold_to_limits()
 
     def _on_traffic(self, traffic: Traffic) -> None:
         if self._gate.update(traffic, asyncio.get_running_loop().time()):
-            self._hold_to_limits(traffic)
+            self._hold_to_limits()
             self._log(
                 "traffic", stable=traffic.stable, canary=traffic.canary, salt=traffic.salt, cut=traffic.cut
             )
@@ -321,6 +373,7 @@ def run(settings: Config, identity: Identity) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, executor.stop)
+        loop.add_signal_handler(signal.SIGHUP, executor.reload)
         # What exists now lives as long as the process: spare the collector from looking at it again.
         gc.collect()
         gc.freeze()

@@ -154,6 +154,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "drain_timeout": Key(_duration_within("1s", "10m"), "10s"),
         "drain_notice": Key(_duration_within("0s", "5m"), "3s"),
         "tokens_file": Key(_optional_text, ""),
+        "hotfix_key_file": Key(_optional_text, ""),
     },
     "redis": {
         "url": Key(_url("redis", "rediss"), "redis://localhost:6379/0", secret=True),
@@ -217,6 +218,7 @@ class Server:
     drain_timeout: float
     drain_notice: float
     tokens_file: str
+    hotfix_key_file: str
 
 
 @dataclass(frozen=True)
@@ -414,6 +416,14 @@ def _override(
             issues.append(ConfigIssue(variable, "TRADING_<SECTION>_<KEY> of a known key", "an unknown key"))
             continue
         found[section, name] = (text, f" (from {variable})")
+
+
+def value(section: str, name: str, text: str) -> Any:
+    """What ``text`` means as the value of a key. Raises ConfigError."""
+    try:
+        return KEYS[section][name].parse(text)
+    except _Wrong as wrong:
+        raise ConfigError("(value)", [ConfigIssue(f"{section}.{name}", str(wrong), repr(text))]) from None
 
 
 def read_secret(path: str) -> str:

@@ -215,6 +215,18 @@ class Probe(Protocol):
         """None while it is usable, else why it is not."""
 
 
+class Panel(Protocol):
+    """Where the fleet-wide switches are kept."""
+
+    async def read(self) -> dict[str, str]: ...
+
+    async def change(
+        self, event: str, who: str, why: str, request_id: str, fields: Mapping[str, str], account: str = ""
+    ) -> None:
+        """Set fields (an empty value removes one) and write who and why to the audit, in one step. With an
+        ``account`` its drawdown latch is lifted."""
+
+
 class Controls(Protocol):
     """The fleet-wide switches, as last known."""
 
@@ -223,6 +235,9 @@ class Controls(Protocol):
 
     async def features(self) -> dict[str, bool]:
         """Every feature of this version, and whether it is on."""
+
+    def shown(self) -> list[dict[str, Any]]:
+        """The hotfixes in force."""
 
 
 class Access(Protocol):

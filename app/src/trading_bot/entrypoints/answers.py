@@ -156,7 +156,13 @@ def of_admission(order: Order, admission: Admission) -> Answer:
     detail: dict[str, Any] = {"account_id": order.account, "client_order_id": order.client_order_id}
     refusal = admission.refusal
     if refusal is not None:
-        detail |= {"rule": refusal.rule, "limit": refusal.limit, "value": refusal.value}
+        detail |= {
+            "rule": refusal.rule,
+            "limit": refusal.limit,
+            "value": refusal.value,
+            "version": admission.version,
+            "slot": admission.slot,
+        }
     if code is Code.REFUSED:
         return problem(422, "refused", "Refused by a risk check", **detail)
     if code is Code.CONFLICT:
@@ -164,6 +170,22 @@ def of_admission(order: Order, admission: Admission) -> Answer:
     if code is Code.THROTTLED:
         return problem(429, "throttled", "Too many requests for the account", RETRY_AFTER, **detail)
     return problem(503, "halted", "Trading is halted", RETRY_AFTER, **detail)
+
+
+def of_rehearsal(order: Order, admission: Admission) -> Answer:
+    """The answer to an order with ``X-Dry-Run: true``: the decision that would have been made."""
+    refusal = admission.refusal
+    body = {
+        "account_id": order.account,
+        "client_order_id": order.client_order_id,
+        "dry_run": True,
+        "decision": admission.code.name.lower(),
+        "again": admission.again,
+        "rule": refusal.rule if refusal else None,
+        "limit": refusal.limit if refusal else None,
+        "value": refusal.value if refusal else None,
+    }
+    return Answer(200, _encode(body))
 
 
 def of_error(error: TradingError) -> Answer:

@@ -7,7 +7,7 @@ import re
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
@@ -16,10 +16,12 @@ from trading_bot.domain.lifecycle import FINAL, State
 from trading_bot.domain.order import valid_account, valid_client_order_id
 from trading_bot.entrypoints import answers
 from trading_bot.entrypoints.answers import Answer, problem
-from trading_bot.errors import Malformed, TradingError
+from trading_bot.errors import Malformed, TradingError, Unavailable
 from trading_bot.ports import Access, CancelCode, Log, Role
+from trading_bot.service.hotfix import Signed
 from trading_bot.service.instance import Instance
-from trading_bot.service.submit import OrderDesk
+from trading_bot.service.submit import OrderDesk, decode
+from trading_bot.service.switches import Switches
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -41,7 +43,7 @@ Metrics = Callable[[], Awaitable[bytes]]
 class Request:
     """What a handler needs of a request."""
 
-    __slots__ = ("account", "authorization", "body", "id", "method", "path", "query")
+    __slots__ = ("account", "authorization", "body", "dry_run", "id", "method", "path", "query")
 
     def __init__(self, scope: Scope, id: str) -> None:
         self.method: str = scope["method"]
@@ -51,6 +53,36 @@ class Request:
         self.authorization = ""
         self.account = ""
         self.body = b""
+        self.dry_run = False
+
+
+class Reason(msgspec.Struct, forbid_unknown_fields=True):
+    reason: str = ""
+
+
+class ResumeBody(msgspec.Struct, forbid_unknown_fields=True):
+    """With an account its drawdown latch is lifted, without one the halt of all trading."""
+
+    reason: str = ""
+    account: str | None = None
+
+
+class FeaturesBody(msgspec.Struct, forbid_unknown_fields=True):
+    features: list[str] | None = None
+    reason: str = ""
+
+
+class RevertBody(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    reason: str = ""
+
+
+Body = TypeVar("Body")
+
+
+def _read(request: Request, type_: type[Body]) -> Body:
+    """The request's body; none at all counts as an empty object. Raises Malformed."""
+    return decode(request.body or b"{}", type_)
 
 
 class HttpApi:
@@ -60,6 +92,7 @@ class HttpApi:
         self,
         instance: Instance,
         desk: OrderDesk,
+        switches: Switches,
         access: Access,
         metrics: Metrics,
         margin_rate: Decimal,
@@ -68,6 +101,7 @@ class HttpApi:
     ) -> None:
         self._instance = instance
         self._desk = desk
+        self._switches = switches
         self._access = access
         self._metrics = metrics
         self._margin_rate = margin_rate
@@ -82,6 +116,15 @@ class HttpApi:
             ("GET", "/health/live"): self._live,
             ("GET", "/health/ready"): self._ready,
             ("GET", "/api/status"): self._status,
+            ("POST", "/api/trading/halt"): self._halt,
+            ("POST", "/api/trading/resume"): self._resume,
+            ("POST", "/api/degradation/enable"): self._degrade,
+            ("POST", "/api/degradation/disable"): self._undegrade,
+            ("POST", "/api/features/enable"): self._enable,
+            ("POST", "/api/features/disable"): self._disable,
+            ("POST", "/api/hotfix/apply"): self._apply_hotfix,
+            ("POST", "/api/hotfix/revert"): self._revert_hotfix,
+            ("GET", "/api/hotfix"): self._list_hotfixes,
             ("GET", "/metrics"): self._show_metrics,
         }
         self._one_order = {"GET": self._show_order, "DELETE": self._cancel}
@@ -123,6 +166,8 @@ class HttpApi:
                     request.authorization = value.decode("ascii")
                 elif name == b"x-account-id":
                     request.account = value.decode("ascii")
+                elif name == b"x-dry-run":
+                    request.dry_run = value == b"true"
                 elif name == b"x-request-id" and len(value) <= 64 and value.isalnum():
                     request.id = value.decode("ascii")
         except UnicodeDecodeError:
@@ -173,6 +218,10 @@ class HttpApi:
         self._access.require(request.authorization, role, request.account)
         return request.account
 
+    def _need_feature(self, feature: str) -> None:
+        if not self._switches.on(feature):
+            raise Unavailable(feature, "this feature is switched off")
+
     @staticmethod
     def _order_id(request: Request) -> str:
         id = request.path.removeprefix("/api/orders/")
@@ -193,6 +242,7 @@ class HttpApi:
             errors["status"] = "open, or one of " + ", ".join(State)
         if errors:
             raise Malformed(errors)
+        self._need_feature("order_listing")
         views = await self._desk.orders(account, int(limit))
         if status == "open":
             views = [view for view in views if view.state not in FINAL]
@@ -231,7 +281,65 @@ class HttpApi:
 
     async def _submit(self, request: Request) -> Answer:
         account = self._account_of(request, "trade")
+        if request.dry_run:
+            return answers.of_rehearsal(*await self._desk.rehearse(account, request.body, request.id))
         return answers.of_admission(*await self._desk.submit(account, request.body, "http", request.id))
+
+    def _operator(self, request: Request) -> str:
+        return self._access.require(request.authorization, "operate")
+
+    async def _halt(self, request: Request) -> Answer:
+        who, body = self._operator(request), _read(request, Reason)
+        await self._switches.halt(who, body.reason, request.id)
+        return await self._mode()
+
+    async def _resume(self, request: Request) -> Answer:
+        who, body = self._operator(request), _read(request, ResumeBody)
+        if body.account is not None and not valid_account(body.account):
+            raise Malformed({"account": "1 to 64 of A-Z a-z 0-9 _ -"})
+        await self._switches.resume(who, body.reason, request.id, body.account or "")
+        return await self._mode()
+
+    async def _degrade(self, request: Request) -> Answer:
+        who, body = self._operator(request), _read(request, Reason)
+        await self._switches.degrade(True, who, body.reason, request.id)
+        return await self._mode()
+
+    async def _undegrade(self, request: Request) -> Answer:
+        who, body = self._operator(request), _read(request, Reason)
+        await self._switches.degrade(False, who, body.reason, request.id)
+        return await self._mode()
+
+    async def _mode(self) -> Answer:
+        return Answer(200, _encode({"mode": await self._switches.mode()}))
+
+    async def _enable(self, request: Request) -> Answer:
+        return await self._switch(request, on=True)
+
+    async def _disable(self, request: Request) -> Answer:
+        return await self._switch(request, on=False)
+
+    async def _switch(self, request: Request, *, on: bool) -> Answer:
+        who, body = self._operator(request), _read(request, FeaturesBody)
+        changed = await self._switches.switch(on, body.features, who, body.reason, request.id)
+        return Answer(200, _encode({"changed": changed, "features": await self._switches.features()}))
+
+    async def _apply_hotfix(self, request: Request) -> Answer:
+        who, body = self._operator(request), _read(request, Signed)
+        await self._switches.apply(body, who, request.id)
+        return await self._hotfixes()
+
+    async def _revert_hotfix(self, request: Request) -> Answer:
+        who, body = self._operator(request), _read(request, RevertBody)
+        await self._switches.revert(body.id, who, body.reason, request.id)
+        return await self._hotfixes()
+
+    async def _list_hotfixes(self, request: Request) -> Answer:
+        self._access.require(request.authorization, "observe")
+        return await self._hotfixes()
+
+    async def _hotfixes(self) -> Answer:
+        return Answer(200, _encode({"hotfixes": self._switches.shown()}))
 
     async def _live(self, request: Request) -> Answer:
         return Answer(200, b'{"status":"live"}')

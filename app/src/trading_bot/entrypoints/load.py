@@ -31,7 +31,7 @@ SYMBOLS = (("BTC-USDT", 5_000_000, 2), ("ETH-USDT", 300_000, 3))
 
 def add_parsers(commands: Any) -> None:
     load = commands.add_parser("load", help="send orders at a fixed rate and log every answer")
-    load.add_argument("--url", help="the HTTP API; without --nats every order goes there")
+    load.add_argument("--url", help="the HTTP API, or several with commas between that take turns")
     load.add_argument("--nats", help="a NATS URL; with --url every second order goes there")
     load.add_argument("--nats-user", default="")
     load.add_argument("--nats-password-file", default="")
@@ -163,6 +163,10 @@ def _secret(path: str) -> str:
     return Path(path).read_text(encoding="utf-8").strip() if path else ""
 
 
+async def _quiet(error: Exception) -> None:
+    """An order that failed says so itself."""
+
+
 async def _connect_nats(url: str, user: str, password_file: str) -> NatsClient:
     import nats
 
@@ -172,7 +176,7 @@ async def _connect_nats(url: str, user: str, password_file: str) -> NatsClient:
     if password_file:
         credentials["password"] = _secret(password_file)
     return await nats.connect(
-        url.split(","), max_reconnect_attempts=-1, reconnect_time_wait=0.2, **credentials
+        url.split(","), max_reconnect_attempts=-1, error_cb=_quiet, reconnect_time_wait=0.2, **credentials
     )
 
 
@@ -181,7 +185,7 @@ async def _run(options: argparse.Namespace) -> int:
 
     token = _secret(options.token_file)
     run = options.run or f"r{int(time.time() * 1000):x}"
-    http = _Http(options.url, token) if options.url else None
+    targets = [_Http(url, token) for url in options.url.split(",")] if options.url else []
     client = (
         await _connect_nats(options.nats, options.nats_user, options.nats_password_file)
         if options.nats
@@ -196,7 +200,7 @@ async def _run(options: argparse.Namespace) -> int:
     latencies: list[float] = []
     failed = 0
 
-    async def fire(shot: Shot, due: float) -> None:
+    async def fire(number: int, shot: Shot, due: float) -> None:
         nonlocal failed
         shot.sent = time.time()
         late = time.perf_counter() - due
@@ -206,8 +210,7 @@ async def _run(options: argparse.Namespace) -> int:
                     assert bus is not None
                     await bus.send(shot)
                 else:
-                    assert http is not None
-                    await http.send(shot)
+                    await targets[number % len(targets)].send(shot)
         except TimeoutError:
             shot.error = f"no answer within {options.timeout:g} s"
         except (OSError, NatsError) as error:
@@ -237,14 +240,14 @@ async def _run(options: argparse.Namespace) -> int:
             await asyncio.sleep(wait)
         elif number % 16 == 0:
             await asyncio.sleep(0)
-        task = asyncio.create_task(fire(shot, due))
+        task = asyncio.create_task(fire(number, shot, due))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     while tasks:
         await asyncio.wait(tasks)
     took = time.perf_counter() - began
-    if http is not None:
-        http.close()
+    for target in targets:
+        target.close()
     if client is not None:
         await client.close()
     if log is not None:

@@ -44,6 +44,9 @@ def _venue(options: argparse.Namespace) -> int:
         return 78
     instruments = {i: _BEGIN.get(i.symbol, 10_000) * SCALE // 100 for i in settings.venue.instruments}
 
+    async def _quiet(error: Exception) -> None:
+        """The client tries again by itself."""
+
     async def connect() -> Publish:
         import nats
         from nats.errors import Error as NatsError
@@ -57,6 +60,7 @@ def _venue(options: argparse.Namespace) -> int:
             [url.strip() for url in settings.nats.url.split(",")],
             name="trading-bot venue",
             max_reconnect_attempts=-1,
+            error_cb=_quiet,
             reconnect_time_wait=settings.nats.reconnect_wait,
             **credentials,
         )

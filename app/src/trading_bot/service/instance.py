@@ -52,6 +52,7 @@ class Instance:
             "config_hash": self.config_hash,
             "mode": await self._controls.mode(),
             "features": await self._controls.features(),
+            "hotfixes": self._controls.shown(),
             "started_at": started,
             "draining": self.draining,
             "ready": not self.not_ready(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -13,7 +14,6 @@ from trading_bot.domain.position import Account
 from trading_bot.errors import Malformed, TradingError, Unavailable
 from trading_bot.ports import CancelCode, Ledger, Log, OrderView, Probe
 
-_decoder = msgspec.json.Decoder(OrderRequest)
 _OUTCOME = {
     Code.ACCEPTED: "accepted",
     Code.REFUSED: "refused",
@@ -26,10 +26,13 @@ OUTCOMES = (*_OUTCOME.values(), "again", "malformed", "unavailable", "error")
 Observe = Callable[[str, str, float], None]
 
 
-def decode(body: bytes) -> OrderRequest:
-    """The request that ``body`` holds. Raises Malformed."""
+Body = TypeVar("Body")
+
+
+def decode(body: bytes, type_: type[Body]) -> Body:
+    """What ``body`` holds. Raises Malformed."""
     try:
-        return _decoder.decode(body)
+        return msgspec.json.decode(body, type=type_)
     except msgspec.ValidationError as error:
         expected, _, where = str(error).partition(" - at `$.")
         raise Malformed({where.rstrip("`") or "body": expected}) from None
@@ -86,6 +89,12 @@ class OrderDesk:
         self._nudge()
         return code, state
 
+    async def rehearse(self, account: str, body: bytes, request_id: str) -> tuple[Order, Admission]:
+        """Decide without leaving a trace: what this version would say of a mirrored order."""
+        order = order_from(account, decode(body, OrderRequest))
+        self.check()
+        return order, await self._ledger.admit(order, request_id, dry=True)
+
     async def submit(self, account: str, body: bytes, path: str, request_id: str) -> tuple[Order, Admission]:
         """Decide the order in ``body`` for ``account``.
 
@@ -95,7 +104,7 @@ class OrderDesk:
         outcome = "error"
         self.in_flight += 1
         try:
-            order = order_from(account, decode(body))
+            order = order_from(account, decode(body, OrderRequest))
             self.check()
             admission = await self._ledger.admit(order, request_id)
             again = admission.again and admission.code is not Code.CONFLICT

@@ -25,6 +25,7 @@ from trading_bot.ports import Event
 
 STREAM = "TRADING_EVENTS"
 SUBMIT = "trading.orders.submit."
+CONTROL = "trading.control.changed"
 TICKS = "market.ticks."
 BUCKET = "release"
 TRAFFIC_KEY = "traffic"
@@ -64,6 +65,7 @@ class Bus:
         on_traffic: OnTraffic,
         on_request: OnRequest,
         on_tick: OnTick,
+        on_control: Callable[[], None],
         on_change: Callable[[str | None], None],
     ) -> None:
         self._settings = settings
@@ -71,6 +73,7 @@ class Bus:
         self._on_traffic = on_traffic
         self._on_request = on_request
         self._on_tick = on_tick
+        self._on_control = on_control
         self._on_change = on_change
         self._nc: NatsClient | None = None
         self._js: JetStreamContext | None = None
@@ -197,12 +200,23 @@ class Bus:
         await nc.subscribe(_TRAFFIC_SUBJECT, cb=self._traffic_changed)
         await nc.subscribe(SUBMIT + "*", queue=self._settings.slot, cb=self._on_request)
         await nc.subscribe(TICKS + "*", cb=self._ticked)
+        await nc.subscribe(CONTROL, cb=self._control_changed)
         await nc.flush(timeout=2)
 
     async def _traffic_changed(self, message: Msg) -> None:
         traffic = traffic_from(message.data)
         if traffic is not None:
             self._on_traffic(traffic)
+
+    async def announce(self) -> None:
+        """Tell every instance that a switch was changed. One that does not hear it reads it soon anyway."""
+        nc = self._nc
+        if nc is not None and nc.is_connected:
+            with contextlib.suppress(NatsError):
+                await nc.publish(CONTROL, b"")
+
+    async def _control_changed(self, message: Msg) -> None:
+        self._on_control()
 
     async def _ticked(self, message: Msg) -> None:
         tick = tick_from(message.data)

@@ -220,8 +220,9 @@ if not reducing then
 
   if size > tonumber(ARGV[14]) then return refuse('max_position_size', ARGV[14], int(size)) end
 
-  local room = equity > 0 and times(equity, tonumber(ARGV[19])) or 0
-  if equity <= 0 or (room and gross > room) then
+  local room = 0
+  if equity > 0 then room = times(equity, tonumber(ARGV[19])) or MAX end
+  if gross > room or equity <= 0 then
     return refuse('max_leverage', ARGV[19], int(gross) .. '/' .. int(equity))
   end
 

@@ -181,6 +181,8 @@ class Client:
                 await self._task
         if self._connection is not None:
             self._connection.close("stopped")
+        # The transport ends in the next turn of the loop.
+        await asyncio.sleep(0)
 
     async def call(self, *command: Argument) -> Any:
         """The reply to ``command``. Raises Unavailable, or LedgerError for an error that is no state."""
@@ -213,7 +215,8 @@ class Client:
                 self.connections += 1
                 self._set(None)
                 wait = 0.05
-                reason = await connection.lost
+                # Shielded: to stop waiting for the loss must not count as one.
+                reason = await asyncio.shield(connection.lost)
             except Unavailable as error:
                 reason = error.reason
             except (OSError, ValueError) as error:

@@ -33,9 +33,10 @@ TAKE, _TAKE = _script("take")
 RESEND, _RESEND = _script("resend")
 MARK, _MARK = _script("mark")
 LEAD, _LEAD = _script("lead")
+CONTROL_SCRIPT, _CONTROL = _script("control")
 CLAIM, _CLAIM = _script("claim")
 RELEASE, _RELEASE = _script("release")
-SCRIPTS = (ADMIT, CANCEL, SETTLE, TAKE, RESEND, MARK, LEAD, CLAIM, RELEASE)
+SCRIPTS = (ADMIT, CANCEL, SETTLE, TAKE, RESEND, MARK, LEAD, CONTROL_SCRIPT, CLAIM, RELEASE)
 
 CONTROL = "trading:control"
 MARKS = "trading:marks"
@@ -373,21 +374,38 @@ def _fields(flat: list[bytes]) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-class RedisControls:
-    """``ports.Controls``."""
+class RedisPanel:
+    """``ports.Panel``."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, version: str, slot: str) -> None:
         self._client = client
+        self._version = version
+        self._slot = slot
 
-    async def mode(self) -> str:
-        try:
-            halted, degraded = await self._client.call("HMGET", CONTROL, "halted", "degraded")
-        except Unavailable:
-            return "unknown"
-        return "halted" if halted == b"1" else "reduce_only" if degraded == b"1" else "normal"
+    async def read(self) -> dict[str, str]:
+        return _fields(await self._client.call("HGETALL", CONTROL))
 
-    async def features(self) -> dict[str, bool]:
-        return {}
+    async def change(
+        self, event: str, who: str, why: str, request_id: str, fields: Mapping[str, str], account: str = ""
+    ) -> None:
+        flat = [word for pair in fields.items() for word in pair]
+        await self._client.call(
+            "EVALSHA",
+            _CONTROL,
+            4,
+            CONTROL,
+            AUDIT,
+            OUTBOX,
+            account_key(account) if account else CONTROL,
+            event,
+            who,
+            why,
+            self._version,
+            self._slot,
+            request_id,
+            account,
+            *flat,
+        )
 
 
 class RedisProbe:
