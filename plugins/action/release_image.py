@@ -36,6 +36,9 @@ class ActionModule(ActionBase):
         """Make sure that the host has the image under its tag."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _, given = self.validate_argument_spec(argument_spec=_ARGUMENTS)
+        if self._task.check_mode and not Path(given["image_dir"]).exists():
+            result.update(changed=True, method="unknown", note="the image is not built yet")
+            return result
         try:
             image = image_store.read(Path(given["image_dir"]))
         except image_store.ImageError as error:

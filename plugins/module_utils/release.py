@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 SLOTS = ("blue", "green")
 
+_UNBUILT = "-unbuilt"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9][A-Za-z0-9.+!_-]{0,63}")
@@ -38,12 +39,16 @@ def release_id(image: str, version: str, config_sha256: str) -> str:
     return f"{version}-{digest[:10]}"
 
 
-def release_json(given: Mapping[str, Any]) -> dict[str, Any]:
+def release_json(given: Mapping[str, Any], unbuilt: bool = False) -> dict[str, Any]:
     """The contents of ``release.json``, with the id; raises ReleaseError where a field is missing or malformed.
 
     Fields: version, image (``sha256:…``), config_sha256, and where known image_manifest, wheel_sha256, created_at.
-    An id that is given must be the right one.
+    An id that is given must be the right one. With `unbuilt`, for check mode, a release whose image is not built yet
+    is one too; it has no image, and an id that no release ever has.
     """
+    if unbuilt and given.get("image") is None:
+        built = release_json({**given, "image": f"sha256:{'0' * 64}", "id": None})
+        return {**built, "id": f"{built['version']}{_UNBUILT}", "image": None}
     unknown = sorted(set(given) - set(_REQUIRED) - set(_OPTIONAL) - {"id"})
     if unknown:
         raise ReleaseError(f"release.json has unknown {', '.join(unknown)}")
@@ -232,7 +237,7 @@ def _plan(fleet: Mapping[str, Any], answer: dict[str, Any]) -> None:
     stable = traffic["stable"]
     if not fleet.get("target"):
         raise ReleaseError("the release to deploy is not known")
-    target = release_json(fleet["target"])
+    target = release_json(fleet["target"], unbuilt=str(fleet["target"].get("id")).endswith(_UNBUILT))
     answer["target"] = target
     requested = fleet.get("requested_version")
     if requested and requested != target["version"]:

@@ -361,7 +361,7 @@ def wait_ready(host: Host, timeout: float) -> tuple[dict[str, dict[str, Any]], O
                 seen = restarts(states[slot]) - at_start[slot]
                 return states, (
                     f"{slot} does not become ready: {why}. Last readiness: {states[slot]['ready_reason']}."
-                    f" Restarts seen: {seen}. Last log lines:\n{host.last_lines(slot)}"
+                    f" Restarts: {restarts(states[slot])}, {seen} of them while waiting. Last log lines:\n{host.last_lines(slot)}"
                 )
         time.sleep(min(_POLL, max(deadline - time.monotonic(), 0)))
         states = host.states()

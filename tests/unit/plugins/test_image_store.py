@@ -11,7 +11,9 @@ import secrets
 import shutil
 import subprocess
 import tarfile
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -238,14 +240,55 @@ PLAY = """
       register: renamed
     - release_image: {image_dir: "{{ dir }}/late", repository: "{{ repository }}", docker: "{{ dir }}/late.sh"}
       register: late
+    - release_image: {image_dir: "{{ dir }}/pulled", repository: "{{ repository }}", registry: "{{ registry }}"}
+      register: pulled
+    - release_image: {image_dir: "{{ dir }}/nothing"}
+      check_mode: true
+      register: unbuilt
     - release_image: {image_dir: "{{ dir }}/nothing"}
       register: refused
       ignore_errors: true
     - copy: {content: "{{ told | to_json }}", dest: "{{ dir }}/told.json", mode: "0644"}
       vars:
         told: {base: "{{ base }}", checked: "{{ checked }}", app: "{{ app }}", again: "{{ again }}", renamed: "{{ renamed }}",
-               late: "{{ late }}", refused: "{{ refused }}"}
+               late: "{{ late }}", pulled: "{{ pulled }}", unbuilt: "{{ unbuilt }}", refused: "{{ refused }}"}
 """
+
+
+class Registry:
+    """The part of a registry that a pull by digest uses, over the images of the store."""
+
+    def __init__(self, image: Image) -> None:
+        blobs = {image.id: image.config, **{layer.digest: layer.path.read_bytes() for layer in image.layers}}
+        found = {f"/v2/bot/blobs/{digest}": ("application/octet-stream", data) for digest, data in blobs.items()}
+        found[f"/v2/bot/manifests/{image.manifest_digest}"] = ("application/vnd.oci.image.manifest.v1+json", image.manifest)
+        found["/v2/"] = ("application/json", b"{}")
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                kind, data = found.get(self.path, ("text/plain", b""))
+                self.send_response(200 if self.path in found else 404)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(data)))
+                self.send_header("Docker-Distribution-Api-Version", "registry/2.0")
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(data)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.reference = f"127.0.0.1:{self.server.server_address[1]}/bot@{image.manifest_digest}"
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
 
 
 @pytest.fixture
@@ -258,12 +301,19 @@ def moved(tmp_path: Path, docker: str, layers: list[bytes]) -> Iterator[dict[str
     late = unpack(old_save(tmp_path / "late.tar", [layer_tar("gone", b"gone"), layers[1]]), tmp_path / "late")
     (tmp_path / "late.sh").write_text(LATE.format(docker=docker, chain=json.dumps([late.diff_ids[0]])))
     (tmp_path / "late.sh").chmod(0o755)
+    pulled = unpack(old_save(tmp_path / "pulled.tar", two_layers()), tmp_path / "pulled")
+    registry = Registry(pulled)
     (tmp_path / "play.yml").write_text(PLAY)
     command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", "localhost,", "-c", "local", str(tmp_path / "play.yml")]
-    command += ["-e", json.dumps({"dir": str(tmp_path), "repository": repository})]
+    command += ["-e", json.dumps({"dir": str(tmp_path), "repository": repository, "registry": registry.reference})]
     environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        registry.stop()
     tags = [
+        registry.reference,
+        f"{repository}:{pulled.short}",
         f"{repository}:{late.short}",
         f"{repository}:{base.short}",
         f"{repository}:{app.short}",
@@ -272,7 +322,7 @@ def moved(tmp_path: Path, docker: str, layers: list[bytes]) -> Iterator[dict[str
     try:
         assert done.returncode == 0, done.stdout + done.stderr
         told: dict[str, Any] = json.loads((tmp_path / "told.json").read_text())
-        yield {"ids": {"base": base, "app": app, "late": late}, **told}
+        yield {"ids": {"base": base, "app": app, "late": late, "pulled": pulled}, **told}
     finally:
         subprocess.run([docker, "image", "rm", "--force", *tags], capture_output=True, check=False)
 
@@ -294,3 +344,7 @@ def test_a_real_engine_takes_the_missing_layer_alone(moved: dict[str, Any]) -> N
     assert (late["changed"], late["method"], late["layers_moved"]) == (True, "complete", 2)
     assert late["note"].startswith("the engine did not take the archive of the missing layers alone")
     assert late["host_image"] in (moved["ids"]["late"].id, moved["ids"]["late"].manifest_digest)
+    pulled = moved["pulled"]
+    assert (pulled["changed"], pulled["method"], pulled["bytes_moved"]) == (True, "registry", 0)
+    assert pulled["host_image"] in (moved["ids"]["pulled"].id, moved["ids"]["pulled"].manifest_digest)
+    assert (moved["unbuilt"]["changed"], moved["unbuilt"]["method"]) == (True, "unknown")

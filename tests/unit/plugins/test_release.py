@@ -122,6 +122,16 @@ def test_a_malformed_release_is_refused_with_field_found_and_expected(change: di
         release_json({**OLD, **change})
 
 
+def test_check_mode_can_plan_for_a_release_that_is_not_built_yet() -> None:
+    unbuilt = release_json({"version": "1.1.0", "image": None, "config_sha256": CONFIG}, unbuilt=True)
+    assert (unbuilt["id"], unbuilt["image"]) == ("1.1.0-unbuilt", None)
+    decided = plan(fleet(unbuilt, serving(OLD), requested_version="1.1.0"))
+    assert (decided["action"], decided["error"], decided["prepare"]) == ("switch", None, ["app1", "app2"])
+    assert release_json(OLD, unbuilt=True) == OLD
+    with pytest.raises(ReleaseError, match="lacks image"):
+        release_json({"version": "1.1.0", "image": None, "config_sha256": CONFIG})
+
+
 # --- what is served ---
 
 
