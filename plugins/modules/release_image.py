@@ -47,6 +47,6 @@ bytes_moved: {description: Bytes sent; those of the missing layers in check mode
 bytes_complete: {description: Bytes of all its layers as they would be sent, type: int, returned: always}
 layers_present: {description: How many of its layers the host had, type: int, returned: always}
 layers_moved: {description: How many were sent, type: int, returned: always}
-method: {description: "present, partial, complete or registry; unknown (check mode) if it is not built yet", type: str, returned: always}
+method: {description: "present, partial, complete or registry; in check mode unknown if not built", type: str, returned: always}
 note: {description: What was out of the ordinary, type: str, returned: always}
 """
