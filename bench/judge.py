@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
 from module_utils.judge import (
     FAIL,
     PASS,
+    SHORT_LOOK,
     Look,
     Memory,
     Metric,
@@ -109,9 +110,9 @@ def bad_requests(rng: random.Random, canary_rate: float, baseline_rate: float, s
 class Asked:
     """One metric's tests, asked after every request of a stream.
 
-    A good request leaves the evidence against the baseline as it is, so the run of good requests before a bad one
-    is one
-    look, and the bad one another: the same as a look after every request (a test of the judge proves it).
+    Good requests leave the evidence against the baseline as it is. So a run of them is laid into one look with the bad
+    request that ends it, or, where that would be a long look, into one of its own before it: the same as a look after
+    every request (a test of the judge proves it).
     """
 
     def __init__(self, plan: Plan, metric: Metric) -> None:
@@ -129,7 +130,8 @@ class Asked:
         now = (self.beside.canary, self.beside.baseline)
         canary = Tally(bad.before_canary, now[0].bad)
         baseline = Tally(bad.before - bad.before_canary, now[1].bad)
-        self.beside = weigh(self.plan, self.metric, self.beside, canary, baseline, share)
+        if bad.before + 1 - now[0].total - now[1].total >= SHORT_LOOK:
+            self.beside = weigh(self.plan, self.metric, self.beside, canary, baseline, share)
         if bad.canary:
             canary = Tally(canary.total + 1, canary.bad + 1)
         else:
