@@ -37,8 +37,14 @@ def _mapping(loader: Lines, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 Lines.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _scalar(loader: Lines, node: yaml.ScalarNode) -> Any:
+    return loader.construct_scalar(node)
+
+
 for _tag in ("!vault", "!unsafe"):
-    Lines.add_constructor(_tag, lambda loader, node: loader.construct_scalar(node))
+    Lines.add_constructor(_tag, _scalar)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Item:
 @cache
 def read(path: Path) -> Any:
     """The contents of a YAML file, every mapping with its `__lines__`."""
-    return yaml.load(path.read_text(), Loader=Lines)  # noqa: S506 - a safe loader, made stricter above
+    return yaml.load(path.read_text(), Loader=Lines)
 
 
 def contents(path: Path) -> dict[str, Any]:
@@ -88,9 +94,7 @@ def files(*suffixes: str) -> tuple[Path, ...]:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
     )
     paths = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
-    return tuple(
-        path for path in paths if path.is_file() and not path.is_symlink() and (not suffixes or path.suffix in suffixes)
-    )
+    return tuple(path for path in paths if path.is_file() and not path.is_symlink() and (not suffixes or path.suffix in suffixes))
 
 
 def is_playbook(path: Path) -> bool:

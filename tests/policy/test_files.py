@@ -82,7 +82,7 @@ def index_hosts() -> set[str]:
     """The hosts of the package indexes that this machine uses: its settings say which, and so does pip where they are silent."""
     python = Path(sys.executable)
     pip_settings = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
-    built_in = "from pip._internal.models.index import PyPI as i; print('https://' + i.netloc, 'https://' + i.file_storage_domain)"
+    built_in = "from pip._internal.models.index import PyPI; print(f'https://{PyPI.netloc} https://{PyPI.file_storage_domain}')"
     pip_default = subprocess.run([python, "-c", built_in], capture_output=True, text=True, check=True).stdout
     settings = [value for name, value in os.environ.items() if re.match(r"(PIP|UV|NPM_CONFIG|npm_config)_", name)]
     for path in (Path("/etc/uv/uv.toml"), Path.home() / ".config/uv/uv.toml", Path("/etc/npmrc"), Path.home() / ".npmrc"):
@@ -143,9 +143,7 @@ def test_a_mistyped_target_says_what_there_is() -> None:
 
 
 def test_a_mistyped_stage_says_what_there_is() -> None:
-    ran = subprocess.run(
-        [sys.executable, "tests/run.py", "lnit"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    ran = subprocess.run([sys.executable, "tests/run.py", "lnit"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert "lnit" in ran.stderr
     assert "lint" in ran.stderr

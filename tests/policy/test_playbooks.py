@@ -83,7 +83,7 @@ def literal_names() -> Iterator[str]:
 def seen_by_a_play(tree: Path, playbook: str, answers: Path, literals: list[str]) -> dict[str, Any]:
     """What the probe finds on each host when it is called by this path."""
     answers.mkdir()
-    extra = json.dumps({"answers": str(answers), "literals": literals, "ansible_python_interpreter": "{{ ansible_playbook_python }}"})
+    extra = json.dumps({"answers": str(answers), "literals": literals, "ansible_python_interpreter": sys.executable})
     ran = subprocess.run(
         [str(ANSIBLE_PLAYBOOK), playbook, "--extra-vars", extra],
         cwd=tree,

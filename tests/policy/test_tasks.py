@@ -32,8 +32,8 @@ def test_there_are_tasks_to_check() -> None:
 
 
 def test_every_task_calls_a_module_by_its_full_name_or_one_of_the_projects_own() -> None:
-    wrong = [f"{task}: {task.action}" for task in TASKS if task.action and task.action.count(".") < 2 and task.action not in OWN_ACTIONS]
-    assert wrong == []
+    short = [task for task in TASKS if task.action and task.action.count(".") < 2]
+    assert [f"{task}: {task.action}" for task in short if task.action not in OWN_ACTIONS] == []
 
 
 @pytest.mark.parametrize("task", with_action(*FREE_FORM), ids=str)
