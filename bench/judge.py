@@ -193,8 +193,7 @@ def false_rollbacks(runs: int) -> None:
         ("false_rollbacks", plan, USUAL, runs),
         ("false_rollbacks_on_the_edge", edge, edge_rates, runs),
     ):
-        rng = random.Random(f"{name}")
-        false = sum(falsely_failed(rng, judged, rates) for _ in range(count))
+        false = sum(falsely_failed(random.Random(f"{name} {number}"), judged, rates) for number in range(count))
         line(name, 100 * false / count, "%", 100 * plan.alpha)
         line(f"{name}_at_most", 100 * upper(false, count), "%")
         line(f"{name}_rollouts", count, "rollouts")
@@ -414,7 +413,7 @@ def plot(path: Path) -> None:
     """Draw the evidence of a few streams, and how many requests each judge needs (log scale), as one SVG."""
     plan = standard_plan()
     means = beside_others(40)
-    width, height, until = 860, 400, 40_000
+    width, height, until = 860, 410, 40_000
     colours = {0.001: "#2f7d32", 0.005: "#c77700", 0.01: "#c2410c", 0.05: "#a21caf"}
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
@@ -424,15 +423,15 @@ def plot(path: Path) -> None:
         '<text x="56" y="54" fill="#b91c1c">roll back</text>',
         '<line x1="50" y1="340" x2="400" y2="340" stroke="#333"/>',
         '<line x1="50" y1="50" x2="50" y2="340" stroke="#333"/>',
-        '<text x="225" y="374" text-anchor="middle">requests in all, up to 40,000</text>',
+        '<text x="225" y="362" text-anchor="middle">requests in all, up to 40,000</text>',
     ]
     for place, (rate, colour) in enumerate(colours.items()):
         for number in range(3):
             points = evidence_over(random.Random(f"plot {rate} {number}"), plan, rate, until)
             path_ = " ".join(f"{50 + 350 * x / until:.1f},{min(340.0, 220 - 160 * max(y, -0.75)):.1f}" for x, y in points)
             parts.append(f'<polyline points="{path_}" fill="none" stroke="{colour}" stroke-width="1.4" opacity="0.8"/>')
-        text = "equal, 0.1% errors" if rate == BASELINE else f"0.1% against {rate:.1%} errors"
-        parts.append(f'<text x="230" y="{262 + 18 * place}" fill="{colour}">{text}</text>')
+        text = "equal (0.1%)" if rate == BASELINE else f"{rate:.1%} errors"
+        parts.append(f'<text x="{50 + 92 * place}" y="396" fill="{colour}">{text}</text>')
     parts.append('<text x="470" y="24" font-size="14">Requests until it is caught (log scale)</text>')
     y = 52
     for rate in WORSE:
