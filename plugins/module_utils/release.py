@@ -414,6 +414,8 @@ def status_table(fleet: Mapping[str, Any]) -> str:
     for name, slots in told["hosts"].items():
         for slot in SLOTS:
             state = slots[slot]
+            if not state["release_id"] and slots[_other(slot)]["release_id"]:
+                continue
             word = "ready" if state["ready"] else "not ready" if state["running"] else "stopped"
             table.append(
                 (

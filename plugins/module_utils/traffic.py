@@ -101,6 +101,14 @@ class Traffic:
         """The slot that serves an account."""
         return self.slot_of_bucket(bucket(account, self.salt))
 
+    def shares(self) -> dict[str, int]:
+        """How many basis points of accounts each slot serves; slots that serve none are left out."""
+        found: dict[str, int] = {}
+        for slot, share in ((self.canary, self.cut), (self.stable, BUCKETS - self.cut)):
+            if share:
+                found[slot] = found.get(slot, 0) + share
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """The four keys, as the module returns them and as the key-value bucket holds them."""
         return asdict(self)
@@ -264,6 +272,12 @@ def plan_steps(before: Traffic, after: Traffic) -> tuple[Step, ...]:
         state = origin[0]
         origin = came[state]
     return tuple(reversed(steps))
+
+
+def gaining(before: Traffic, after: Traffic) -> list[str]:
+    """The slots that serve more accounts afterwards than before."""
+    had = before.shares()
+    return sorted(slot for slot, share in after.shares().items() if share > had.get(slot, 0))
 
 
 def describe(traffic: Traffic) -> str:

@@ -17,6 +17,7 @@ from ansible.module_utils.traffic import (
     Traffic,
     TrafficError,
     differences,
+    gaining,
     parse_map,
     plan_steps,
     traffic_of_maps,
@@ -32,6 +33,7 @@ description:
     running HAProxy over its admin socket and read back before the next one is made.
   - The order of the changes is such that after each of them every account is on its old or its new slot. A change
     that has no such order is refused and nothing is done; a change to I(cut=0) alone is always possible.
+  - No slot gets more accounts than it has before I(min_up) of its servers are up for this HAProxy.
 author: Trading Bot Ops (@trading-bot-ops)
 options:
   state:
@@ -53,6 +55,14 @@ options:
   cut:
     description: The canary's share in basis points of accounts. Stays as it is if omitted.
     type: int
+  min_up:
+    description: How many servers must be up in a slot before it gets accounts; 0 does not look.
+    type: int
+    default: 1
+  up_timeout:
+    description: Seconds to wait for them.
+    type: float
+    default: 10
   maps_dir:
     description: Where C(release.map) and C(cut.map) are. The running maps are known under these paths.
     type: path
@@ -108,6 +118,7 @@ servers: {description: "By slot and server: address, status, admin, up, sessions
 # change or not, and both are safe; the pause keeps a second change from falling into the same request.
 _PAUSE_BETWEEN_STEPS = 0.01
 
+_POLL = 0.1
 _FILES = (RELEASE_MAP, CUT_MAP)
 
 
@@ -184,6 +195,28 @@ def _steps(maps: dict[str, dict[str, str]], target: Traffic) -> list[Step]:
     return steps + [step for step in _complete(target, maps) if (step.map, step.key) not in set_by_steps]
 
 
+def _wait_up(params: dict[str, Any], runtime: RuntimeSocket, maps: dict[str, dict[str, str]], target: Traffic) -> None:
+    """Until every slot that is to get more accounts has enough servers that are up."""
+    now = traffic_of_maps(maps, defaults=True)
+    assert now is not None
+    slots = gaining(now, target)
+    deadline = time.monotonic() + params["up_timeout"]
+    while slots and params["min_up"]:
+        servers = runtime.servers()
+        up = {slot: [s for s in servers if s.backend == f"{params['backend_prefix']}{slot}" and s.serves] for slot in slots}
+        if all(len(found) >= params["min_up"] for found in up.values()):
+            return
+        if time.monotonic() >= deadline:
+            each = ", ".join(
+                f"{slot} has {len(found)} ({', '.join(s.name for s in found) or 'none'})" for slot, found in up.items()
+            )
+            raise HaproxyError(
+                f"HAProxy does not find enough servers up after {params['up_timeout']:g} s to send accounts there:"
+                f" {each}, {params['min_up']} must be up; nothing was changed"
+            )
+        time.sleep(_POLL)
+
+
 def _present(module: AnsibleModule, balancer: LoadBalancer) -> dict[str, Any]:
     texts = balancer.texts()
     disk = _parsed(texts)
@@ -197,6 +230,8 @@ def _present(module: AnsibleModule, balancer: LoadBalancer) -> dict[str, Any]:
     disk_steps = _steps(disk, target)
     running_steps = _steps(running, target) if running is not None else []
     if not module.check_mode:
+        if running is not None:
+            _wait_up(module.params, balancer.runtime, running, target)
         if disk_steps == running_steps:
             for at, step in enumerate(disk_steps):
                 if at:
@@ -277,6 +312,8 @@ def main() -> None:
             "canary": {"type": "str", "choices": ["blue", "green"]},
             "salt": {"type": "str"},
             "cut": {"type": "int"},
+            "min_up": {"type": "int", "default": 1},
+            "up_timeout": {"type": "float", "default": 10},
             "maps_dir": {"type": "path", "default": "/etc/haproxy/maps"},
             "socket": {"type": "path", "default": "/run/haproxy/admin.sock"},
             "allow_stopped": {"type": "bool", "default": False},

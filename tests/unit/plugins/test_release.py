@@ -361,12 +361,13 @@ def test_the_screen_shows_who_serves_what_to_whom() -> None:
     assert lines[1] == "Traffic  all accounts on blue"
     assert "blue 1/2" in lines[4]
     assert lines[7].split() == ["app1", "blue", OLD["id"], "ready", "0", "2026-01-31T12:00:00Z"]
-    assert lines[8].split() == ["app1", "green", "-", "empty", "-", "-"]
+    assert len(lines) == 8
 
 
 def test_the_screen_of_a_fleet_that_has_nothing_yet() -> None:
     text = status_table({"load_balancers": {"lb1": None}, "hosts": {"app1": None}})
     assert text.startswith("Serving  nothing\n")
+    assert "app1  green  -        empty" in text
     assert "lb1 has no traffic maps yet" in text
 
 

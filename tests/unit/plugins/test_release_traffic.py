@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import threading
 import urllib.request
 from contextlib import closing
 from pathlib import Path
@@ -174,6 +175,30 @@ def test_the_servers_are_told_by_slot_with_state_and_sessions(haproxy: Haproxy, 
         "green/app2": ("drain", True, 0),
     }
     assert servers["blue"]["app1"]["address"] == f"127.0.0.1:{haproxy.app_ports[0]}"
+
+
+def test_a_slot_gets_no_accounts_before_its_servers_are_up(haproxy: Haproxy, run_module: RunModule) -> None:
+    runtime = RuntimeSocket(str(haproxy.socket))
+    for name in ("app1", "app2"):
+        runtime.do(f"set server slot_green/{name} state maint")
+    args = {**haproxy.where, "stable": "green", "canary": "green"}
+    refused = run_module("release_traffic", {**args, "up_timeout": 0.2})
+    assert "green has 0 (none), 1 must be up; nothing was changed" in refused["msg"]
+    assert run_module("release_traffic", {**haproxy.where, "state": "read"})["traffic"]["stable"] == "blue"
+    timer = threading.Timer(0.3, lambda: runtime.do("set server slot_green/app2 state ready"))
+    timer.start()
+    assert run_module("release_traffic", {**args, "up_timeout": 20})["traffic"]["stable"] == "green"
+    timer.join()
+    back = {**haproxy.where, "stable": "blue", "canary": "blue", "min_up": 3, "up_timeout": 0.2}
+    assert "blue has 2 (app1, app2), 3 must be up" in run_module("release_traffic", back)["msg"]
+
+
+def test_what_gets_no_more_accounts_need_not_be_up(haproxy: Haproxy, run_module: RunModule) -> None:
+    for name in ("app1", "app2"):
+        RuntimeSocket(str(haproxy.socket)).do(f"set server slot_green/{name} state maint")
+    assert run_module("release_traffic", {**haproxy.where, "salt": "r1"})["changed"] is True
+    assert run_module("release_traffic", {**haproxy.where, "cut": 500, "min_up": 0})["changed"] is True
+    assert run_module("release_traffic", {**haproxy.where, "cut": 0})["changed"] is True
 
 
 def test_a_socket_that_refuses_or_is_none_is_told(haproxy: Haproxy, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ansible.module_utils.traffic import (
     bucket,
     describe,
     differences,
+    gaining,
     other_slot,
     parse_map,
     plan_steps,
@@ -185,6 +186,21 @@ def test_the_differences_name_map_key_and_both_values() -> None:
     disk = {"release.map": {"stable": "blue"}, "cut.map": {"canary": "500"}}
     running = {"release.map": {"stable": "blue"}, "cut.map": {"canary": "0"}}
     assert differences(disk, running) == [{"map": "cut.map", "key": "canary", "disk": "500", "running": "0"}]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "slots"),
+    [
+        (Traffic("blue", "green"), Traffic("blue", "green"), []),
+        (Traffic("blue", "green"), Traffic("blue", "green", "r", 500), ["green"]),
+        (Traffic("blue", "green", "r", 500), Traffic("blue", "green"), ["blue"]),
+        (Traffic("blue", "blue"), Traffic("green", "green", "r", 500), ["green"]),
+        (Traffic("blue", "green", "r", 10000), Traffic("green", "blue"), []),
+        (Traffic("blue", "blue", "r", 500), Traffic("blue", "green"), []),
+    ],
+)
+def test_the_slots_that_get_more_accounts(before: Traffic, after: Traffic, slots: list[str]) -> None:
+    assert gaining(before, after) == slots
 
 
 def test_a_traffic_is_described_in_percent() -> None:
