@@ -33,3 +33,10 @@ def test_what_travels_imports_the_standard_library_and_ansible_only(path: Path) 
 def test_the_engine_imports_of_ansible_only_its_own_parts(path: Path) -> None:
     own = {f"ansible.module_utils.{other.stem}" for other in (PLUGINS / "module_utils").glob("*.py")}
     assert {name for name in imported(path) if name.startswith("ansible")} <= own
+
+
+@pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_travels_is_read_by_the_oldest_hosts_python(path: Path) -> None:
+    tree = ast.parse(path.read_text(), feature_version=(3, 8))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert imports[0].module == "__future__", "annotations are not to be evaluated where their syntax is not known yet"
