@@ -381,7 +381,7 @@ def _against_baseline(plan: Plan, metric: Metric, sample: Sample, look: Look, pr
         return Finding(metric.name, "baseline", outcome, f"{metric.name}: {sentence}", progress.wager.evidence, target)
 
     canary, baseline = sample.canary, sample.baseline
-    if look.exposure == 1 and not progress.wager.won:
+    if look.exposure == 1 and canary is not None and not progress.wager.won:
         return says(PASS, "no baseline is left beside the canary, nothing to compare with"), progress
     if canary is None or baseline is None:
         missing = " and ".join(n for n, tally in (("canary", canary), ("baseline", baseline)) if tally is None)

@@ -188,6 +188,9 @@ def test_at_full_exposure_only_limits_and_stops_are_left() -> None:
     assert "nothing to compare with" in good.reasons[BESIDE]
     past, _ = judge(ERRORS, Memory(), look((2000, 200), None, stage="100%", exposure=1.0))
     assert past.outcome == FAIL
+    unknown, _ = judge(ERRORS, Memory(), look(None, None, stage="100%", exposure=1.0))
+    assert unknown.outcome == INSUFFICIENT
+    assert unknown.findings[BESIDE].outcome == INSUFFICIENT
 
 
 def test_the_memory_goes_through_json_without_losing_a_digit() -> None:
