@@ -105,7 +105,8 @@ def main() -> None:
     )
 
     base = statistics.median(plain)
-    print(f"# plain deployment {base:.1f} s, release {statistics.median(release):.1f} s, nothing to do {statistics.median(nothing):.1f} s")
+    print(f"# medians: plain deployment {base:.1f} s, release {statistics.median(release):.1f} s,", end=" ")
+    print(f"nothing to do {statistics.median(nothing):.1f} s")
     ratio = statistics.median(release) / base
     say("release_over_plain_deploy", ratio, "ratio", "1.0", ok=ratio <= 1)
     ratio = statistics.median(nothing) / base

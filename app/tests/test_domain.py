@@ -147,7 +147,7 @@ def test_a_growing_cut_only_adds_accounts() -> None:
 
 
 def test_a_gate_without_a_map_answers_everything() -> None:
-    gate = TrafficGate("blue")
+    gate = TrafficGate("blue", "r1")
     assert gate.current is None
     assert gate.answers("a", 0)
     gate.begin(Traffic("green", "blue", "s", 0))
@@ -155,7 +155,7 @@ def test_a_gate_without_a_map_answers_everything() -> None:
 
 
 def test_a_gained_account_is_answered_at_once_and_a_lost_one_a_second_longer() -> None:
-    blue, green = TrafficGate("blue"), TrafficGate("green")
+    blue, green = TrafficGate("blue", "r1"), TrafficGate("green", "r2")
     before, after = Traffic("blue", "green", "s", 0), Traffic("blue", "green", "s", 10000)
     for gate in (blue, green):
         gate.begin(before)
@@ -168,7 +168,7 @@ def test_a_gained_account_is_answered_at_once_and_a_lost_one_a_second_longer() -
 
 
 def test_no_account_is_ever_without_an_answer_while_the_map_changes_fast() -> None:
-    blue, green = TrafficGate("blue"), TrafficGate("green")
+    blue, green = TrafficGate("blue", "r1"), TrafficGate("green", "r2")
     for gate in (blue, green):
         gate.begin(Traffic("blue", "green", "s", 0))
     for step in range(50):
@@ -176,3 +176,11 @@ def test_no_account_is_ever_without_an_answer_while_the_map_changes_fast() -> No
         for gate in (blue, green):
             gate.update(Traffic("blue", "green", "s", step % 3 * 5000), now)
         assert all(blue.answers(a, now) or green.answers(a, now) for a in ("a", "b", "c"))
+
+
+def test_an_instance_that_runs_another_release_than_its_slot_has_no_accounts() -> None:
+    left_behind, current = TrafficGate("blue", "r1"), TrafficGate("blue", "r3")
+    for gate in (left_behind, current):
+        gate.begin(Traffic("blue", "green", "none", 0, {"blue": "r3"}))
+    assert not left_behind.answers("a", 0)
+    assert current.answers("a", 0)

@@ -64,6 +64,12 @@ options:
   cut:
     description: As for M(release_traffic).
     type: int
+  releases:
+    description:
+      - The id of the release that each slot is to run; those of slots that are left out stay.
+      - An instance that runs another one, on a host that left the fleet, answers nothing.
+    type: dict
+    default: {}
   replicas:
     description: How many servers keep the bucket, used when it is created.
     type: int
@@ -96,6 +102,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+releases: {description: The release of each slot as the bucket says it afterwards, type: dict, returned: always}
 traffic: {description: What the bucket says afterwards. Null if it says nothing, type: dict, returned: always}
 before: {description: What it said before, type: dict, returned: always}
 after: {description: What it says afterwards; what it would say in check mode, type: dict, returned: always}
@@ -106,38 +113,40 @@ unreadable: {description: The value found that is no traffic. Null if it was one
 """
 
 
-def _parse(entry: Optional[Entry]) -> tuple[Optional[Traffic], Optional[str]]:
-    """The traffic that an entry says, or else its text; an unreadable value must not keep anybody from writing a good one."""
+def _parse(entry: Optional[Entry]) -> tuple[Optional[Traffic], dict[str, str], Optional[str]]:
+    """The traffic and the releases that an entry says, or else its text; an unreadable value must not stop a good one."""
     if entry is None:
-        return None, None
+        return None, {}, None
     text = entry.value.decode(errors="replace")
     try:
         value = json.loads(text)
-        return traffic_from(value if isinstance(value, dict) else {}), None
-    except ValueError:
-        return None, text[:200]
+        releases = value.pop("releases", {}) if isinstance(value, dict) else {}
+        return traffic_from(value if isinstance(value, dict) else {}), dict(releases), None
+    except (ValueError, TypeError):
+        return None, {}, text[:200]
 
 
 def _run(module: AnsibleModule, bucket: KeyValue) -> dict[str, Any]:
     key, writes = module.params["key"], module.params["state"] == "present"
     there = bucket.exists()
     entry, expected = bucket.get(key) if there else (None, 0)
-    before, unreadable = _parse(entry)
-    target = before
+    before, releases_before, unreadable = _parse(entry)
+    target, releases = before, releases_before
     if writes:
+        releases = {**releases_before, **module.params["releases"]}
         target = wanted(before, {name: module.params[name] for name in ("stable", "canary", "salt", "cut")})
-    changed = target != before
+    changed = (target, releases) != (before, releases_before)
     revision = entry.revision if entry else None
     created = writes and not there
     if changed and target is not None and not module.check_mode:
         if not there:
             created = bucket.create(module.params["history"], module.params["replicas"])
-        value = json.dumps(target.as_dict(), separators=(",", ":")).encode()
+        value = json.dumps({**target.as_dict(), "releases": releases}, separators=(",", ":")).encode()
         try:
             revision = bucket.put(key, value, expected)
         except Conflict:
             entry, revision = bucket.get(key)
-            if _parse(entry)[0] != target:
+            if _parse(entry)[:2] != (target, releases):
                 raise
             changed = False
     after = target.as_dict() if target else None
@@ -147,6 +156,7 @@ def _run(module: AnsibleModule, bucket: KeyValue) -> dict[str, Any]:
         "before": said,
         "after": after,
         "traffic": said if module.check_mode else after,
+        "releases": releases_before if module.check_mode else releases,
         "revision": revision,
         "created_bucket": created,
         "unreadable": unreadable,
@@ -175,6 +185,7 @@ def main() -> None:
             "canary": {"type": "str", "choices": ["blue", "green"]},
             "salt": {"type": "str"},
             "cut": {"type": "int"},
+            "releases": {"type": "dict", "default": {}},
             "replicas": {"type": "int", "default": 1},
             "history": {"type": "int", "default": 5},
             "timeout": {"type": "float", "default": 2.0},

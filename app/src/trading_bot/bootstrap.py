@@ -116,7 +116,7 @@ class Executor:
                 timeout=settings.venue.request_timeout,
                 recheck=settings.venue.recheck_interval,
             )
-        gate = self._gate = TrafficGate(identity.slot)
+        gate = self._gate = TrafficGate(identity.slot, identity.release_id)
         build = {
             "release_id": identity.release_id,
             "image": identity.image,

@@ -39,7 +39,15 @@ def test_the_instances_client_reads_what_the_module_wrote(nats: Nats, run_module
         await client.close()
         return entry.value
 
-    assert json.loads(asyncio.run(read()) or b"") == WANTED
+    assert json.loads(asyncio.run(read()) or b"") == {**WANTED, "releases": {}}
+
+
+def test_the_release_of_each_slot_is_told_and_stays(nats: Nats, run_module: RunModule) -> None:
+    run_module("release_traffic_kv", {**nats.where, **WANTED, "releases": {"blue": "1.0.0-aaaaaaaaaa"}})
+    result = run_module("release_traffic_kv", {**nats.where, "releases": {"green": "1.1.0-bbbbbbbbbb"}})
+    assert result["changed"]
+    assert result["releases"] == {"blue": "1.0.0-aaaaaaaaaa", "green": "1.1.0-bbbbbbbbbb"}
+    assert not run_module("release_traffic_kv", {**nats.where, **WANTED})["changed"]
 
 
 def test_a_bucket_that_the_app_made_first_is_used(nats: Nats, run_module: RunModule) -> None:

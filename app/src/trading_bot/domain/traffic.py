@@ -9,12 +9,17 @@ BUCKETS = 10_000
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """What the load balancers do now. ``cut`` is in basis points of accounts."""
+    """What the load balancers do now. ``cut`` is in basis points of accounts.
+
+    ``releases`` says which release each slot is to run: an instance that runs another, on a host that
+    was taken out of the fleet and left running, has no accounts. A slot that is not named may run any.
+    """
 
     stable: str
     canary: str
     salt: str
     cut: int
+    releases: dict[str, str] = {}
 
 
 def bucket(account: str, salt: str) -> int:
@@ -37,8 +42,9 @@ class TrafficGate:
     seconds longer: answers are idempotent, silence would not be.
     """
 
-    def __init__(self, slot: str, overlap: float = 1.0) -> None:
+    def __init__(self, slot: str, release: str, overlap: float = 1.0) -> None:
         self._slot = slot
+        self._release = release
         self._overlap = overlap
         self._current: Traffic | None = None
         self._former: list[tuple[float, Traffic | None]] = []
@@ -67,4 +73,8 @@ class TrafficGate:
         return any(until > now and self._gives(traffic, account) for until, traffic in self._former)
 
     def _gives(self, traffic: Traffic | None, account: str) -> bool:
-        return traffic is None or slot_of(account, traffic) == self._slot
+        if traffic is None:
+            return True
+        if traffic.releases.get(self._slot, self._release) != self._release:
+            return False
+        return slot_of(account, traffic) == self._slot
