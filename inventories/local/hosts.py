@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The lab's inventory: containers on this machine that stand for Ubuntu hosts. `make lab` makes one for every host here.
 
-For more app hosts, raise APP_HOSTS (or set LAB_APP_HOSTS) and go on as with real ones: see docs/scaling.md.
+For more app hosts, raise APP_HOSTS (or set LAB_APP_HOSTS) and go on as with real ones: see docs/runbook/scale.md.
 """
 
 import json

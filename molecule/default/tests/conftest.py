@@ -120,7 +120,7 @@ class Fleet:
 
 
 @pytest.fixture(scope="session")
-def fleet() -> Iterator[Fleet]:
+def fleet() -> Fleet:
     """The fleet that the scenario has made."""
     listed = subprocess.run(
         ["ansible-inventory", "-i", str(SCENARIO / "inventory"), "-i", str(SCENARIO / "scaled-out.yml"), "--list"],
@@ -135,9 +135,17 @@ def fleet() -> Iterator[Fleet]:
         url=f"http://{hosts['lb1']['ansible_host']}:8080",
         loads=[],
     )
-    yield made
-    for load in made.loads:
-        load.stop()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_load_outlives_its_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that fails must not disturb the next one."""
+    yield
+    if "fleet" in request.fixturenames:
+        fleet: Fleet = request.getfixturevalue("fleet")
+        while fleet.loads:
+            fleet.loads.pop().stop()
 
 
 @pytest.fixture(scope="session")
