@@ -8,6 +8,9 @@ import pytest
 import xxhash
 
 from trading_bot.domain import money
+from trading_bot.domain.features import choose
+from trading_bot.domain.instrument import instruments_from
+from trading_bot.domain.lifecycle import FINAL, TRANSITIONS, State, legal
 from trading_bot.domain.order import (
     OrderRequest,
     OrderType,
@@ -18,6 +21,7 @@ from trading_bot.domain.order import (
     order_from_fingerprint,
     valid_client_order_id,
 )
+from trading_bot.domain.position import Position, account_from, apply_fill
 from trading_bot.domain.traffic import Traffic, TrafficGate, bucket, slot_of
 from trading_bot.errors import Malformed
 
@@ -184,3 +188,76 @@ def test_an_instance_that_runs_another_release_than_its_slot_has_no_accounts() -
         gate.begin(Traffic("blue", "green", "none", 0, {"blue": "r3"}))
     assert not left_behind.answers("a", 0)
     assert current.answers("a", 0)
+
+
+def test_only_the_table_moves_an_order() -> None:
+    assert legal(State.ACCEPTED, State.DISPATCHED)
+    assert not legal(State.FILLED, State.OPEN)
+    assert {state for state, after in TRANSITIONS.items() if not after} == FINAL
+
+
+@pytest.mark.parametrize(
+    "text", ["BTC-USDT", "btc:1:1:1:1", "A:0:1:1:1", "A:0.00001:0.00001:1:1", "A:1:1:2:1", "A:1:1:1.5:2", ""]
+)
+def test_an_instrument_with_steps_that_do_not_fit_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not SYMBOL|do not fit"):
+        instruments_from(text)
+
+
+def test_instruments_are_read_from_the_config() -> None:
+    (found,) = instruments_from("BTC-USDT:0.01:0.00001:0.0001:100")
+    assert found.text() == "1000000|1000|10000|10000000000"
+
+
+def test_features_are_chosen_by_name_or_all_that_are_not_core() -> None:
+    assert "order_entry" not in choose(None)[0]
+    assert choose(["order_listing", "order_listing"]) == (["order_listing"], {})
+    assert choose(["shadow_orders", "x", "order_entry"])[1].keys() == {"shadow_orders", "x", "order_entry"}
+
+
+E8 = 10**8
+
+
+def test_a_position_is_the_fold_of_its_fills() -> None:
+    opened = apply_fill(Position(), Side.BUY, 2 * E8, 100 * E8, 5)
+    assert (opened.quantity, opened.cost, opened.average_price) == (2 * E8, 200 * E8, 100 * E8)
+    half = apply_fill(opened, Side.SELL, E8, 110 * E8, 5)
+    assert (half.quantity, half.cost, half.realised, half.fees) == (E8, 100 * E8, 10 * E8, 10)
+    flipped = apply_fill(half, Side.SELL, 3 * E8, 90 * E8, 0)
+    assert (flipped.quantity, flipped.cost, flipped.realised) == (-2 * E8, -180 * E8, 0)
+    closed = apply_fill(flipped, Side.BUY, 2 * E8, 80 * E8, 0)
+    assert (closed.quantity, closed.cost, closed.realised, closed.average_price) == (0, 0, 20 * E8, 0)
+
+
+def test_a_short_mirrors_a_long_to_the_last_digit() -> None:
+    long = short = Position()
+    for side, other, quantity, price in (
+        (Side.BUY, Side.SELL, 3, 33333333),
+        (Side.SELL, Side.BUY, 1, 77777777),
+        (Side.BUY, Side.SELL, 7 * E8, 12345678),
+        (Side.SELL, Side.BUY, 5 * E8 + 1, 12345679),
+    ):
+        long = apply_fill(long, side, quantity, price, 0)
+        short = apply_fill(short, other, quantity, price, 0)
+        assert (short.quantity, short.cost, short.realised) == (-long.quantity, -long.cost, -long.realised)
+
+
+def test_an_account_is_worth_its_cash_and_what_its_positions_would_bring() -> None:
+    account = account_from(
+        {
+            "cash": str(1000 * E8),
+            "q:A": str(2 * E8), "c:A": str(200 * E8), "q:B": str(-E8), "c:B": str(-50 * E8),
+            "bn:A": str(30 * E8), "bq:A": str(E8), "sn:C": str(7 * E8), "open": "2", "peak": str(1100 * E8),
+            "latched": "1", "a_later_field": "x",
+        }
+    )  # fmt: skip
+    marks = {"A": 110 * E8, "B": 60 * E8}
+    assert account.unrealised(marks) == 10 * E8
+    assert account.equity(marks) == 1010 * E8
+    assert account.exposure(marks) == (220 + 30 + 60 + 7) * E8
+    assert (account.open_orders, account.peak, account.latched) == (2, 1100 * E8, True)
+    assert account.unrealised({"A": 1}) is None
+    assert account.equity({"A": 1}) is None
+    assert account.exposure({"B": 1}) is None
+    closed = account_from({"cash": "5", "q:A": "0", "r:A": "7"})
+    assert (closed.unrealised({}), closed.exposure({})) == (0, 0)

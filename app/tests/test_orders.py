@@ -180,7 +180,7 @@ def test_each_decision_is_one_log_line_and_one_audit_line(app: App, redis: Redis
     account = unique()
     submit(app, order("a1"), account)
     submit(app, order("a1"), account)
-    submit(app, order("a2", quantity="9"), account)
+    assert submit(app, order("a2", quantity="9"), account)[0] == 422
     logged = [x for x in app.lines() if x["event"] == "order" and x.get("account") == account]
     assert [(x["order"], x["outcome"]) for x in logged] == [
         ("a1", "accepted"),

@@ -27,6 +27,7 @@ from trading_bot.config import Config
 from trading_bot.domain.limits import Limits
 from trading_bot.domain.traffic import Traffic, TrafficGate
 from trading_bot.entrypoints.bus import BusApi
+from trading_bot.entrypoints.cork import CorkedProtocol
 from trading_bot.entrypoints.http import HttpApi
 from trading_bot.errors import CannotListen, ConfigError, TradingError, Unavailable
 from trading_bot.ports import Probe, Venue
@@ -198,7 +199,8 @@ class Executor:
                 host=settings.server.host,
                 port=settings.server.port,
                 loop="none",
-                http="httptools",
+                http=CorkedProtocol,
+                proxy_headers=False,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

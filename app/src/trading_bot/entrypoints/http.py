@@ -33,6 +33,7 @@ HEADER_LIMIT = 16 * 1024
 _JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", b"application/problem+json")
 _TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+_OTHER = {"/metrics": _TEXT, "/docs": (b"content-type", b"text/html; charset=utf-8")}
 _CLOSE = (b"connection", b"close")
 _LENGTHS = [(b"content-length", str(n).encode()) for n in range(1024)]
 
@@ -126,6 +127,8 @@ class HttpApi:
             ("POST", "/api/hotfix/revert"): self._revert_hotfix,
             ("GET", "/api/hotfix"): self._list_hotfixes,
             ("GET", "/metrics"): self._show_metrics,
+            ("GET", "/openapi.json"): self._show_contract,
+            ("GET", "/docs"): self._show_docs,
         }
         self._one_order = {"GET": self._show_order, "DELETE": self._cancel}
         self._paths = {path for _, path in self._routes}
@@ -144,12 +147,14 @@ class HttpApi:
         status, body, is_problem, retry_after = answer
         self._count(status)
         headers = [
-            _TEXT if request.path == "/metrics" and status == 200 else _PROBLEM if is_problem else _JSON,
+            _PROBLEM if is_problem else _OTHER.get(request.path, _JSON),
             _LENGTHS[len(body)] if len(body) < 1024 else (b"content-length", str(len(body)).encode()),
             (b"x-request-id", request.id.encode()),
         ]
         if retry_after is not None:
             headers.append((b"retry-after", str(retry_after).encode()))
+        if status == 405:
+            headers.append((b"allow", msgspec.json.decode(body).get("allow", "").encode()))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         if self._instance.draining:
@@ -189,15 +194,20 @@ class HttpApi:
         request.body = body
         return None
 
+    @staticmethod
+    def _wrong_method(known: Iterable[str]) -> Answer:
+        title = "The path does not know this method"
+        return problem(405, "method-not-allowed", title, allow=", ".join(sorted(known)))
+
     async def _answer(self, request: Request) -> Answer:
         handler = self._routes.get((request.method, request.path))
         if handler is None and request.path.startswith("/api/orders/"):
             handler = self._one_order.get(request.method)
             if handler is None:
-                return problem(405, "method-not-allowed", "The path does not know this method")
+                return self._wrong_method(self._one_order)
         if handler is None:
             if request.path in self._paths:
-                return problem(405, "method-not-allowed", "The path does not know this method")
+                return self._wrong_method([m for m, path in self._routes if path == request.path])
             return problem(404, "not-found", "There is nothing at this path")
         try:
             return await handler(request)
@@ -353,6 +363,17 @@ class HttpApi:
     async def _status(self, request: Request) -> Answer:
         self._access.require(request.authorization, "observe")
         return Answer(200, _encode(await self._instance.status()))
+
+    async def _show_contract(self, request: Request) -> Answer:
+        from trading_bot.entrypoints import openapi
+
+        return Answer(200, _encode(openapi.document(self._instance.identity.version)))
+
+    async def _show_docs(self, request: Request) -> Answer:
+        from trading_bot.entrypoints import openapi
+
+        self._need_feature("api_docs")
+        return Answer(200, openapi.page(self._instance.identity.version))
 
     async def _show_metrics(self, request: Request) -> Answer:
         return Answer(200, await self._metrics())

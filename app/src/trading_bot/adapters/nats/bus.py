@@ -49,6 +49,12 @@ class Settings:
     replicas: int
 
 
+class _Ack(msgspec.Struct):
+    """What a stream answers to a publication."""
+
+    error: dict[str, Any] | None = None
+
+
 class Bus:
     """``ports.Publisher`` and ``ports.Probe``.
 
@@ -81,6 +87,9 @@ class Bus:
         self._task: asyncio.Task[None] | None = None
         self._last_error = ""
         self._begun = False
+        self._ack_prefix = ""
+        self._acked = 0
+        self._acks: dict[str, asyncio.Future[str]] = {}
 
     def reason(self) -> str | None:
         return self._reason
@@ -106,22 +115,43 @@ class Bus:
 
     async def publish(self, events: Sequence[Event]) -> list[str]:
         """Publish in order without waiting in between; an event counts once its stream has stored it."""
-        js = self._js
-        if js is None or self._reason is not None:
+        nc = self._nc
+        if nc is None or self._reason is not None:
             raise Unavailable("nats", self._reason or "not connected")
-        acks = await asyncio.gather(*(self._publish(js, event) for event in events), return_exceptions=True)
+        acks: list[asyncio.Future[str]] = []
+        try:
+            for event in events:
+                subject, payload = encode(event)
+                self._acked += 1
+                reply = f"{self._ack_prefix}{self._acked}"
+                ack = self._acks[reply] = asyncio.get_running_loop().create_future()
+                acks.append(ack)
+                await nc.publish(subject, payload, reply=reply, headers={"Nats-Msg-Id": event.id})
+            await asyncio.wait(acks, timeout=2)
+        except (NatsError, OSError) as error:
+            raise Unavailable("nats", _said(error)) from None
+        finally:
+            for number in range(self._acked - len(acks) + 1, self._acked + 1):
+                self._acks.pop(f"{self._ack_prefix}{number}", None)
         stored = []
         for event, ack in zip(events, acks, strict=True):
-            if isinstance(ack, BaseException):
+            if not ack.done() or ack.result():
                 break
             stored.append(event.id)
         if not stored and events:
-            raise Unavailable("nats", f"an event was not stored: {acks[0]!r}")
+            why = acks[0].result() if acks[0].done() else "no acknowledgement within 2 s"
+            raise Unavailable("nats", f"an event was not stored: {why}")
         return stored
 
-    async def _publish(self, js: JetStreamContext, event: Event) -> None:
-        subject, payload = encode(event)
-        await js.publish(subject, payload, timeout=2, headers={"Nats-Msg-Id": event.id})
+    async def _acknowledged(self, message: Msg) -> None:
+        """A stream's answer to a publication: empty once it is stored (a duplicate is too), else why not."""
+        ack = self._acks.pop(message.subject, None)
+        if ack is not None and not ack.done():
+            if message.headers and message.headers.get("Status") == "503":
+                ack.set_result("no stream takes it")
+                return
+            body = msgspec.json.decode(message.data, type=_Ack)
+            ack.set_result(str(body.error) if body.error else "")
 
     def _set(self, reason: str | None) -> None:
         if reason != self._reason:
@@ -197,6 +227,8 @@ class Bus:
             self._on_begin(traffic)
         elif traffic is not None:
             self._on_traffic(traffic)
+        self._ack_prefix = nc.new_inbox() + "."
+        await nc.subscribe(self._ack_prefix + "*", cb=self._acknowledged)
         await nc.subscribe(_TRAFFIC_SUBJECT, cb=self._traffic_changed)
         await nc.subscribe(SUBMIT + "*", queue=self._settings.slot, cb=self._on_request)
         await nc.subscribe(TICKS + "*", cb=self._ticked)

@@ -265,13 +265,17 @@ if dry then return answer(ACCEPTED, '', '', '') end
 -- Accepted: reserve, remember, tell, all or nothing.
 
 if window > 0 then redis.call('SET', KEYS[10], ARGV[2], 'PX', window) end
-if not account.cash then redis.call('HSET', KEYS[2], 'cash', cash) end
-if equity then redis.call('HSET', KEYS[2], 'day', int(today), 'peak', int(peak)) end
-local flight = side == 'buy' and 'b' or 's'
-redis.call('HINCRBY', KEYS[2], flight .. 'q:' .. symbol, int(quantity))
-redis.call('HINCRBY', KEYS[2], flight .. 'n:' .. symbol, int(notional))
-redis.call('HINCRBY', KEYS[2], 'accepted', 1)
-redis.call('HINCRBY', KEYS[2], 'open', 1)
+local quantities, notionals = 'bq:' .. symbol, 'bn:' .. symbol
+if side == 'sell' then quantities, notionals = 'sq:' .. symbol, 'sn:' .. symbol end
+local fields = {quantities, int(field(quantities) + quantity), notionals, int(field(notionals) + notional),
+  'accepted', int(field('accepted') + 1), 'open', int(field('open') + 1), 'cash', cash}
+if equity then
+  fields[#fields + 1] = 'day'
+  fields[#fields + 1] = int(today)
+  fields[#fields + 1] = 'peak'
+  fields[#fields + 1] = int(peak)
+end
+redis.call('HSET', KEYS[2], unpack(fields))
 redis.call('HSET', KEYS[1], 'fp', ARGV[3], 'decision', ACCEPTED, 'st', 'accepted', 'at', at, 'version', ARGV[11],
   'slot', ARGV[12], 'left', int(quantity), 'reserved', int(notional), 'reference', int(reference))
 redis.call('ZADD', KEYS[3], at, ARGV[2])

@@ -34,6 +34,8 @@ _NOT_NOW = (
     "TRYAGAIN",
     "CLUSTERDOWN",
 )
+# Commands that leave at once, so that the server begins on them while more are being prepared here.
+_BURST = 8
 _NOT_ALLOWED = ("NOAUTH", "WRONGPASS", "NOPERM")
 
 
@@ -121,6 +123,8 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._out.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # it takes str too
         self._waiting.append((future, self._loop.time()))
+        if len(self._out) >= _BURST:
+            self._flush()
         return future
 
     def _flush(self) -> None:

@@ -1,0 +1,225 @@
+"""Orders admitted per second by one worker, beside bare handlers on the same servers in the same run.
+
+    python bench/orders.py [--seconds 4] [--rounds 3]
+
+The app does everything: validation, tokens, every risk check, audit, outbox, publishing to JetStream, a
+log line per order; Redis writes its AOF (everysec). Beside it, on the same Redis and NATS, two bare ASGI
+handlers: one makes a single script call, the other awaits a JetStream publish as well. The rounds take
+turns, the median counts. Then the app again with orders that arrive at half of its rate, however slow the
+answers are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import cast
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "app" / "tests"))
+
+from servers import TOKEN, App, Nats, Redis, Server, free_port, until  # noqa: E402  # the path comes first
+
+CONNECTIONS = 64
+SCRIPT = "redis.call('HSET', KEYS[1], 'order', ARGV[1]) return redis.call('INCR', KEYS[2])"
+
+BARE = f'''
+import sys, uvicorn, uvloop, asyncio
+redis_port, nats_url, port, publish = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+async def main():
+    import redis.asyncio, nats
+    client = redis.asyncio.Redis(port=redis_port, max_connections={CONNECTIONS})
+    sha = await client.script_load("""{SCRIPT}""")
+    stream = None
+    if publish == "publish":
+        stream = (await nats.connect(nats_url)).jetstream()
+        await stream.add_stream(name="BARE", subjects=["bare.>"])
+    async def app(scope, receive, send):
+        message = await receive()
+        await client.evalsha(sha, 2, "bare:order", "bare:count", message["body"])
+        if stream is not None:
+            await stream.publish("bare.order", message["body"])
+        await send({{"type": "http.response.start", "status": 201, "headers": [(b"content-length", b"2")]}})
+        await send({{"type": "http.response.body", "body": b"{{}}"}})
+    config = uvicorn.Config(app, port=port, loop="none", http="httptools", ws="none", lifespan="off",
+                            log_config=None, access_log=False)
+    await uvicorn.Server(config).serve()
+asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
+'''
+
+
+class Bare(Server):
+    def __init__(self, directory: Path, redis: Redis, nats: Nats, *, publish: bool) -> None:
+        port = free_port()
+        command = [
+            sys.executable, "-c", BARE, str(redis.port), nats.url, str(port), "publish" if publish else "no",
+        ]  # fmt: skip
+        super().__init__(command, port, directory / f"bare-{port}.log")
+
+
+class _Lane(asyncio.Protocol):
+    """A connection that sends the next request as soon as the last is answered."""
+
+    def __init__(self, shared: Shots) -> None:
+        self._shared = shared
+        self._answer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(self._shared.next())
+
+    def data_received(self, data: bytes) -> None:
+        answer = self._answer = self._answer + data
+        head = answer.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        length = answer.find(b"content-length: ") + 16
+        if len(answer) < head + 4 + int(answer[length : answer.find(b"\r", length)]):
+            return
+        self._answer = b""
+        self._shared.answered(answer)
+        if not self._shared.over:
+            self._transport.write(self._shared.next())
+
+
+class Shots:
+    """Requests that are all different orders, and what was answered."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._number = 0
+        self.good = 0
+        self.bad = 0
+        self.example = b""
+        self.over = False
+        self._head = (
+            f"POST /api/orders HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nX-Account-Id: "
+        )
+
+    def next(self) -> bytes:
+        n = self._number
+        self._number = n + 1
+        side = "buy" if n & 1 else "sell"
+        body = (
+            f'{{"client_order_id":"{self._run}-{n}","symbol":"BTC-USDT","side":"{side}","type":"limit",'
+            f'"quantity":"0.00001","price":"{50000 + n % 100}"}}'
+        )
+        return f"{self._head}a{n % 2000:04d}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    def answered(self, data: bytes) -> None:
+        if data.startswith(b"HTTP/1.1 201"):
+            self.good += 1
+        else:
+            self.bad += 1
+            self.example = data
+
+
+async def saturate(port: int, seconds: float, run: str) -> float:
+    """Good answers a second with every lane always busy. Fails if one was not good."""
+    shots = Shots(run)
+    loop = asyncio.get_running_loop()
+    lanes = await asyncio.gather(
+        *(loop.create_connection(lambda: _Lane(shots), "127.0.0.1", port) for _ in range(CONNECTIONS))
+    )
+    await asyncio.sleep(0.5)
+    before, began = shots.good, time.perf_counter()
+    await asyncio.sleep(seconds)
+    rate = (shots.good - before) / (time.perf_counter() - began)
+    shots.over = True
+    await asyncio.sleep(0.3)
+    for transport, _ in lanes:
+        transport.close()
+    assert shots.bad == 0, f"{shots.bad} answers were not 201, such as {shots.example!r}"
+    return rate
+
+
+def cpu(pid: int) -> float:
+    with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident(pid: int) -> float:
+    with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def figure(name: str, value: float, unit: str, goal: float, *, most: bool = False) -> bool:
+    good = value <= goal if most else value >= goal
+    print(f"{name} {value:.2f} {unit} goal {goal:g} {'ok' if good else 'short'}", flush=True)
+    return good
+
+
+def main() -> int:
+    import uvloop
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-orders-") as name:
+        directory = Path(name)
+        redis, nats = Redis(directory / "redis"), Nats(directory / "nats")
+        redis.start()
+        nats.start()
+        app = App(directory / "app", redis.url, nats.url, extra="risk: {max_orders_per_second: 0}\n")
+        bare = {
+            "script": Bare(directory, redis, nats, publish=False),
+            "publish": Bare(directory, redis, nats, publish=True),
+        }
+        servers: dict[str, Server] = {"app": app, **bare}
+        try:
+            app.start_ready()
+            for server in bare.values():
+                server.start()
+            rates: dict[str, list[float]] = {name: [] for name in servers}
+            costs: dict[str, list[float]] = {name: [] for name in servers}
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                for turn in range(options.rounds):
+                    for kind, server in servers.items():
+                        assert server.process is not None
+                        used = cpu(server.process.pid)
+                        rate = runner.run(saturate(server.port, options.seconds, f"{kind}{turn}"))
+                        rates[kind].append(rate)
+                        spent = cpu(server.process.pid) - used
+                        costs[kind].append(spent / max(rate * options.seconds, 1) * 1e6)
+                        until(lambda: redis.cli("XLEN", "trading:outbox") == "0", 60, "the outbox is empty")
+            median = {kind: statistics.median(values) for kind, values in rates.items()}
+            assert app.process is not None
+            memory = resident(app.process.pid)
+            half = max(median["app"] / 2, 50)
+            command = [
+                sys.executable, "-m", "trading_bot", "load", "--url", app.url, "--rate", str(round(half)),
+                "--duration", str(options.seconds), "--accounts", "2000", "--token-file",
+                str(app.config.parent / "token"),
+            ]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+            open_loop = json.loads(done.stdout.splitlines()[-1])
+            print(f"orders.app.rate {median['app']:.0f} orders/s")
+            print(f"orders.bare-script.rate {median['script']:.0f} requests/s")
+            print(f"orders.bare-publish.rate {median['publish']:.0f} requests/s")
+            print("orders.cpu " + " ".join(f"{k} {statistics.median(v):.0f} us" for k, v in costs.items()))
+            print(f"orders.half.rate {open_loop['rate']} orders/s p50 {open_loop['latency_ms']['p50']} ms")
+            good = [
+                figure("orders.ratio-to-bare-script", median["app"] / median["script"], "x", 1.0),
+                figure("orders.ratio-to-bare-publish", median["app"] / median["publish"], "x", 2.0),
+                figure("orders.p99-at-half-rate", open_loop["latency_ms"]["p99"], "ms", 10, most=True),
+                figure("orders.failed-at-half-rate", open_loop["failed"], "orders", 0, most=True),
+                figure("orders.worker-memory", memory, "MB", 120, most=True),
+            ]
+        finally:
+            for server in (*servers.values(), nats, redis):
+                server.kill()
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
