@@ -1,0 +1,88 @@
+"""A release in its slot on an app host, in both runtimes. Last of all: it leaves the fleet on the runtime systemd."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Fleet
+from testinfra.host import Host
+
+testinfra_hosts = ["ansible://app"]
+
+
+@pytest.fixture
+def slot(fleet: Fleet) -> str:
+    """The slot that serves."""
+    return str(fleet.status()["served"]["slot"])
+
+
+def test_the_service_owns_the_slots(host: Host, slot: str) -> None:
+    assert host.service("trading-bot").is_running
+    assert host.service("trading-bot").is_enabled
+    assert host.service(f"trading-bot@{slot}").is_running
+    assert host.service(f"trading-bot@{slot}").is_enabled
+
+
+def test_the_container_may_do_no_more_than_it_has_to(host: Host, slot: str) -> None:
+    with host.sudo():
+        found = json.loads(host.check_output(f"docker inspect trading-bot-{slot}"))[0]
+    limits = found["HostConfig"]
+    assert found["Config"]["User"] == "10001:10001"
+    assert limits["ReadonlyRootfs"]
+    assert limits["CapDrop"] == ["ALL"]
+    assert limits["SecurityOpt"] == ["no-new-privileges:true"]
+    assert limits["Memory"] == 512 * 2**20
+    assert limits["PidsLimit"] == 256
+
+
+def test_it_listens_on_the_private_interface_only(host: Host, slot: str, fleet: Fleet) -> None:
+    with host.sudo():
+        found = host.check_output("ss -Hltn 'sport = :18080 or sport = :18081' | awk '{print $4}'").split()
+    assert found == [f"{fleet.private[host.backend.host]}:{ {'blue': 18080, 'green': 18081}[slot] }"]
+
+
+def test_the_release_and_its_secrets_are_for_root_and_the_app_alone(host: Host, slot: str) -> None:
+    with host.sudo():
+        home = host.file(host.check_output(f"readlink -f /opt/trading-bot/slots/{slot}"))
+        secret = host.file(f"{home.path}/secrets/redis_password")
+        assert (home.user, home.group, home.mode) == ("root", "trading-bot", 0o750)
+        assert (secret.user, secret.group, secret.mode) == ("root", "trading-bot", 0o640)
+
+
+def test_what_it_logs_is_read_by_docker_logs_and_as_a_file(host: Host, slot: str) -> None:
+    with host.sudo():
+        last = host.check_output(f"docker logs --tail 1 trading-bot-{slot} 2>&1")
+        assert json.loads(last)
+        assert json.loads(host.check_output(f"tail -n 1 /var/log/trading-bot/trading-bot-{slot}.log"))
+
+
+def test_restarting_the_service_restarts_the_slot_that_serves_and_no_other(host: Host, slot: str) -> None:
+    other = {"blue": "green", "green": "blue"}[slot]
+    with host.sudo():
+        before = host.check_output(f"docker inspect -f '{{{{.State.StartedAt}}}}' trading-bot-{slot}")
+        host.check_output("systemctl restart trading-bot")
+        wait = f"timeout 60 sh -c 'until docker inspect -f {{{{.State.Running}}}} trading-bot-{slot} | grep -q true; do sleep 0.2; done'"
+        host.check_output(wait)
+        assert host.check_output(f"docker inspect -f '{{{{.State.StartedAt}}}}' trading-bot-{slot}") != before
+        assert not host.service(f"trading-bot@{other}").is_running
+
+
+def test_the_runtime_systemd_takes_over_from_docker_under_load(fleet: Fleet, source: Callable[..., Path]) -> None:
+    before = fleet.status()["served"]
+    load = fleet.load(rate=100, count=1_000_000, name="runtime")
+    runtime = ("-e", "release_runtime=systemd")
+    version = ("-e", "release_version=0.1.3", "-e", f"release_source={source('0.1.3')}")
+    run = fleet.play("site.yml", *runtime, *version)
+    assert run.code == 0
+    again = fleet.play("deploy.yml", *runtime)
+    assert (again.code, set(again.changed.values())) == (0, {0})
+    summary = load.finish(now=True)
+    assert summary["failed"] == 0, summary
+    verdict = load.judge()
+    assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
+    after = fleet.status()["served"]
+    assert after["slot"] != before["slot"]
+    assert after["release_id"].startswith("0.1.3-")
