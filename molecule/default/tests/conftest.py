@@ -130,12 +130,11 @@ def fleet() -> Fleet:
         check=True,
     )
     hosts = json.loads(listed.stdout)["_meta"]["hostvars"]
-    made = Fleet(
+    return Fleet(
         private={name: variables["private_address"] for name, variables in hosts.items()},
         url=f"http://{hosts['lb1']['ansible_host']}:8080",
         loads=[],
     )
-    return made
 
 
 @pytest.fixture(autouse=True)

@@ -61,12 +61,13 @@ def test_what_it_logs_is_read_by_docker_logs_and_as_a_file(host: Host, slot: str
 
 def test_restarting_the_service_restarts_the_slot_that_serves_and_no_other(host: Host, slot: str) -> None:
     other = {"blue": "green", "green": "blue"}[slot]
+    started = f"docker inspect -f '{{{{.State.StartedAt}}}}' trading-bot-{slot}"
+    running = f"docker inspect -f '{{{{.State.Running}}}}' trading-bot-{slot} 2>/dev/null | grep -q true"
     with host.sudo():
-        before = host.check_output(f"docker inspect -f '{{{{.State.StartedAt}}}}' trading-bot-{slot}")
+        before = host.check_output(started)
         host.check_output("systemctl restart trading-bot")
-        wait = f"timeout 60 sh -c 'until docker inspect -f {{{{.State.Running}}}} trading-bot-{slot} | grep -q true; do sleep 0.2; done'"
-        host.check_output(wait)
-        assert host.check_output(f"docker inspect -f '{{{{.State.StartedAt}}}}' trading-bot-{slot}") != before
+        host.check_output(f'timeout 60 sh -c "until {running}; do sleep 0.2; done"')
+        assert host.check_output(started) != before
         assert not host.service(f"trading-bot@{other}").is_running
 
 
