@@ -200,3 +200,11 @@ def test_a_bad_config_or_tokens_file_stops_the_start_with_78(
     assert (
         "server.tokens_file: expected a readable list of tokens, found Object missing required field" in shown
     )
+
+
+def test_the_documentation_explains_every_key() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "config.md").read_text()
+    for section, keys in config.KEYS.items():
+        table = text.partition(f"## {section}\n")[2].partition("\n## ")[0]
+        for name, key in keys.items():
+            assert f"| `{name}` | `{key.default or 'none'}` |" in table

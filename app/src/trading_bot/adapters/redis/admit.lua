@@ -49,8 +49,9 @@ if known[1] then
   return {tonumber(known[2]), 1, known[3], known[4], known[5], known[6] or '', known[7] or '', known[8] or ''}
 end
 
+local format = string.format
 local function int(value)
-  return string.format('%.0f', value)
+  return format('%.0f', value)
 end
 
 -- floor(a * b / 10^8) for non-negative integers, and whether that is exact; nil where it is beyond MAX.
@@ -190,8 +191,12 @@ if not reducing then
   -- Equity and gross exposure, were everything in flight to fill on the worse side of each instrument.
   local symbols = {[symbol] = true}
   for name in pairs(account) do
-    local found = string.match(name, '^[qbs]n?:(.+)')
-    if found then symbols[found] = true end
+    -- Every instrument that is held or in flight has a field bq: or sq: or q:.
+    if string.byte(name, 2) == 58 then
+      symbols[string.sub(name, 3)] = true
+    elseif string.byte(name, 3) == 58 then
+      symbols[string.sub(name, 4)] = true
+    end
   end
   equity = tonumber(cash)
   local gross, size = 0, 0
