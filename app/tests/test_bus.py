@@ -128,3 +128,37 @@ def test_every_event_is_published_once_and_in_order(
     assert [event["order"] for event in events] == [f"o{n}" for n in range(40)]
     assert all(event["type"] == "order.accepted" for event in events)
     assert len({event["id"] for event in events}) == 40
+
+
+def test_a_batch_that_was_partly_published_before_is_completed(
+    own_redis: Redis, own_nats: Nats, start_app: Callable[..., App]
+) -> None:
+    """An instance that died between publishing and forgetting: every event is there once, none is missing."""
+    first = start_app(own_redis.url, own_nats.url)
+    own_redis.cli("SET", "trading:lease:outbox", "a holder that died", "PX", "60000")
+    for n in range(12):
+        assert first.call("POST", "/api/orders", order(f"o{n}"), account="alice")[0] == 201
+    lines = json.loads(own_redis.cli("--json", "XRANGE", "trading:outbox", "-", "+"))
+    assert len(lines) == 12
+
+    async def publish_some(client: Client) -> None:
+        stream = client.jetstream()
+        for id, flat in (lines[3], lines[4], lines[11]):
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
+            body = json.dumps({"id": id, "type": fields["e"], "order": fields["order"]}).encode()
+            await stream.publish("trading.events.order.accepted.alice", body, headers={"Nats-Msg-Id": id})
+
+    with_client(own_nats, publish_some)
+    own_redis.cli("DEL", "trading:lease:outbox")
+    until(lambda: own_redis.cli("XLEN", "trading:outbox") == "0", 10, "the outbox is empty")
+
+    async def work(client: Client) -> list[str]:
+        stream = client.jetstream()
+        info = await stream.stream_info("TRADING_EVENTS")
+        subscription = await stream.subscribe("trading.events.>", ordered_consumer=True)
+        return [
+            json.loads((await subscription.next_msg(timeout=2)).data)["order"]
+            for _ in range(info.state.messages)
+        ]
+
+    assert sorted(with_client(own_nats, work)) == sorted(f"o{n}" for n in range(12))

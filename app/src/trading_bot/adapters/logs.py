@@ -19,10 +19,16 @@ class JsonLog:
         self._fd = fd
         self._bound = bound
         self._lines: list[bytes] = []
+        self._second = 0
+        self._stamp = ""
 
     def __call__(self, event: str, /, **fields: Any) -> None:
         now = time.time()
-        stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        stamp = f"{self._stamp}.{int((now - second) * 1000):03d}Z"
         self._lines.append(_encode({"at": stamp, "event": event, **fields, **self._bound}))
         if len(self._lines) == 1:
             try:

@@ -52,6 +52,8 @@ class Settings:
 class _Ack(msgspec.Struct):
     """What a stream answers to a publication."""
 
+    seq: int = 0
+    duplicate: bool = False
     error: dict[str, Any] | None = None
 
 
@@ -89,7 +91,7 @@ class Bus:
         self._begun = False
         self._ack_prefix = ""
         self._acked = 0
-        self._acks: dict[str, asyncio.Future[str]] = {}
+        self._acks: dict[str, asyncio.Future[_Ack]] = {}
 
     def reason(self) -> str | None:
         return self._reason
@@ -115,43 +117,77 @@ class Bus:
 
     async def publish(self, events: Sequence[Event]) -> list[str]:
         """Publish in order without waiting in between; an event counts once its stream has stored it."""
-        nc = self._nc
-        if nc is None or self._reason is not None:
-            raise Unavailable("nats", self._reason or "not connected")
-        acks: list[asyncio.Future[str]] = []
-        try:
-            for event in events:
-                subject, payload = encode(event)
-                self._acked += 1
-                reply = f"{self._ack_prefix}{self._acked}"
-                ack = self._acks[reply] = asyncio.get_running_loop().create_future()
-                acks.append(ack)
-                await nc.publish(subject, payload, reply=reply, headers={"Nats-Msg-Id": event.id})
-            await asyncio.wait(acks, timeout=2)
-        except (NatsError, OSError) as error:
-            raise Unavailable("nats", _said(error)) from None
-        finally:
-            for number in range(self._acked - len(acks) + 1, self._acked + 1):
-                self._acks.pop(f"{self._ack_prefix}{number}", None)
+        if len(events) > 2 and await self._publish_chain(events):
+            return [event.id for event in events]
+        acks = await self._send(events, [True] * len(events), chained=False)
         stored = []
         for event, ack in zip(events, acks, strict=True):
-            if not ack.done() or ack.result():
+            if ack is None or ack.error:
                 break
             stored.append(event.id)
         if not stored and events:
-            why = acks[0].result() if acks[0].done() else "no acknowledgement within 2 s"
+            why = acks[0].error if acks[0] else "no acknowledgement within 2 s"
             raise Unavailable("nats", f"an event was not stored: {why}")
         return stored
 
+    async def _publish_chain(self, events: Sequence[Event]) -> bool:
+        """Whether all were stored, from the answers to the first and the last alone.
+
+        Each event expects the one before it to be the stream's latest, else it is refused. So once the
+        first was stored anew, the last can only have been if all between were. Anything else (a repeated
+        event, an error, silence) proves nothing, and the events are sent again one by one: the stream
+        drops what it has.
+        """
+        wanted = [False] * len(events)
+        wanted[0] = wanted[-1] = True
+        acks = await self._send(events, wanted, chained=True)
+        first, last = acks[0], acks[-1]
+        if first is None or last is None:
+            return False
+        fresh = not (first.error or last.error or first.duplicate or last.duplicate)
+        return fresh and last.seq - first.seq == len(events) - 1
+
+    async def _send(
+        self, events: Sequence[Event], wanted: Sequence[bool], *, chained: bool
+    ) -> list[_Ack | None]:
+        """The stream's answers where they are wanted; None for one that did not come. Raises Unavailable."""
+        nc = self._nc
+        if nc is None or self._reason is not None:
+            raise Unavailable("nats", self._reason or "not connected")
+        replies: list[str] = []
+        futures: list[asyncio.Future[_Ack] | None] = []
+        before = ""
+        try:
+            for event, want in zip(events, wanted, strict=True):
+                headers = {"Nats-Msg-Id": event.id}
+                if chained and before:
+                    headers["Nats-Expected-Last-Msg-Id"] = before
+                before = event.id
+                reply, future = "", None
+                if want:
+                    self._acked += 1
+                    reply = f"{self._ack_prefix}{self._acked}"
+                    future = self._acks[reply] = asyncio.get_running_loop().create_future()
+                    replies.append(reply)
+                futures.append(future)
+                subject, payload = encode(event)
+                await nc.publish(subject, payload, reply=reply, headers=headers)
+            await asyncio.wait([future for future in futures if future is not None], timeout=2)
+        except (NatsError, OSError) as error:
+            raise Unavailable("nats", _said(error)) from None
+        finally:
+            for reply in replies:
+                self._acks.pop(reply, None)
+        return [future.result() if future is not None and future.done() else None for future in futures]
+
     async def _acknowledged(self, message: Msg) -> None:
-        """A stream's answer to a publication: empty once it is stored (a duplicate is too), else why not."""
-        ack = self._acks.pop(message.subject, None)
-        if ack is not None and not ack.done():
+        """A stream's answer to a publication."""
+        future = self._acks.pop(message.subject, None)
+        if future is not None and not future.done():
             if message.headers and message.headers.get("Status") == "503":
-                ack.set_result("no stream takes it")
-                return
-            body = msgspec.json.decode(message.data, type=_Ack)
-            ack.set_result(str(body.error) if body.error else "")
+                future.set_result(_Ack(error={"description": "no stream takes it"}))
+            else:
+                future.set_result(msgspec.json.decode(message.data, type=_Ack))
 
     def _set(self, reason: str | None) -> None:
         if reason != self._reason:
