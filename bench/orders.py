@@ -178,8 +178,8 @@ def main() -> int:
         servers: dict[str, Server] = {"app": app, **bare}
         try:
             app.start_ready()
-            for server in bare.values():
-                server.start()
+            for handler in bare.values():
+                handler.start()
             rates: dict[str, list[float]] = {name: [] for name in servers}
             costs: dict[str, list[float]] = {name: [] for name in servers}
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -216,8 +216,8 @@ def main() -> int:
                 figure("orders.worker-memory", memory, "MB", 120, most=True),
             ]
         finally:
-            for server in (*servers.values(), nats, redis):
-                server.kill()
+            for started in (*servers.values(), nats, redis):
+                started.kill()
     return 0 if all(good) else 1
 
 

@@ -70,14 +70,14 @@ class Server:
 
     def start(self, wait: bool = True) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=self.env)
+            process = self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=self.env)
         if wait:
             until(
-                lambda: listening(self.port) or self.process.poll() is not None,
+                lambda: listening(self.port) or process.poll() is not None,
                 10,
                 f"{self.command[0]} listens",
             )
-            assert self.process.poll() is None, self.log.read_text()
+            assert process.poll() is None, self.log.read_text()
 
     def signal(self, number: int) -> None:
         assert self.process is not None

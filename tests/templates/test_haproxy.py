@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import xxhash
+from real_servers import free_ports, log_tail, program, wait
 from rendering import ROLES, render
-from servers import free_ports, log_tail, program, wait
 
 STATE_TOOL = ROLES / "haproxy" / "files" / "haproxy-state.py"
 

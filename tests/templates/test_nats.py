@@ -15,8 +15,8 @@ import pytest
 import yaml
 from nats.aio.client import Client
 from nats.js.api import KeyValueConfig, StreamConfig
+from real_servers import free_ports, listens, log_tail, program, wait
 from rendering import REPOSITORY, render
-from servers import free_ports, listens, log_tail, program, wait
 
 FLEET = yaml.safe_load((REPOSITORY / "group_vars" / "all" / "fleet.yml").read_text())
 USERS = [user | {"password": f"password-of-the-user-{user['name']}"} for user in FLEET["nats_users"]]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import redis
 import yaml
+from real_servers import free_ports, listens, program, wait
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rendering import REPOSITORY, ROLES, render
-from servers import free_ports, listens, program, wait
 
 TOOL = ROLES / "redis" / "files" / "redis-config.py"
 FLEET = yaml.safe_load((REPOSITORY / "group_vars" / "all" / "fleet.yml").read_text())
