@@ -39,7 +39,7 @@ async def submit(
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     reply = await client.request(f"trading.orders.submit.{account}", data, timeout=timeout, headers=headers)
     assert reply.headers is not None
-    return int(reply.headers["Status"]), json.loads(reply.data)
+    return int(reply.headers["Http-Status"]), json.loads(reply.data)
 
 
 def test_both_paths_are_one(app: App, nats: Nats) -> None:

@@ -260,6 +260,7 @@ class Executor:
                 loop.create_task(self._dispatcher.run()),
                 loop.create_task(self._dispatcher.follow()),
             ]
+        opening = loop.create_task(self._open_requests())
         serving = loop.create_task(self._server.serve(sockets=[listener]))
         stopping = loop.create_task(self._stop.wait())
         done, _ = await asyncio.wait({serving, stopping, *background}, return_when=asyncio.FIRST_COMPLETED)
@@ -271,9 +272,9 @@ class Executor:
                 await self._drain(serving, relaying)
         except TimeoutError:
             self._log("stop", outcome="drain timed out; what waits in the outbox is left to others")
-        for task in (serving, *background):
+        for task in (serving, opening, *background):
             task.cancel()
-        await asyncio.gather(serving, *background, return_exceptions=True)
+        await asyncio.gather(serving, opening, *background, return_exceptions=True)
         if self._venue is not None:
             await self._venue.close()
             with contextlib.suppress(TradingError):
@@ -283,6 +284,11 @@ class Executor:
         await self._feed.stop()
         self._log("stop", outcome="stopped")
         self._log.flush()
+
+    async def _open_requests(self) -> None:
+        """On NATS nobody checks the health of who is chosen, so an instance takes part once it can serve."""
+        await self._probe.usable_once.wait()
+        self._bus.open_requests()
 
     async def _drain(self, serving: asyncio.Task[None], relaying: asyncio.Task[None]) -> None:
         """No request fails: stop being chosen, go on serving while others notice, finish, flush."""

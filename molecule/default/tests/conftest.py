@@ -16,6 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
+# Molecule asks Ansible for colours, and what is printed here is read by the tests.
+os.environ.pop("ANSIBLE_FORCE_COLOR", None)
+os.environ.pop("PY_COLORS", None)
+os.environ["ANSIBLE_NOCOLOR"] = "1"
+
 ROOT = Path(__file__).resolve().parents[3]
 STATE = ROOT / ".lab" / "trading-molecule"
 SCENARIO = ROOT / "molecule" / "default"
@@ -84,7 +89,6 @@ class Fleet:
         done = subprocess.run(
             ["ansible-playbook", *sources, playbook, *arguments],
             cwd=ROOT,
-            env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -37,7 +37,7 @@ async def submit(fleet: Fleet, body: dict[str, Any]) -> tuple[int, dict[str, Any
             timeout=10,
             headers={"Authorization": f"Bearer {secret('api_desk_token')}"},
         )
-        return int((reply.headers or {})["Status"]), json.loads(reply.data)
+        return int((reply.headers or {})["Http-Status"]), json.loads(reply.data)
     finally:
         await client.close()
 

@@ -24,7 +24,7 @@ from trading_bot.service.submit import OrderDesk
 
 class BusApi:
     """The body is that of ``POST /api/orders``, the ``Authorization`` header as there. The reply's body is
-    that of the HTTP answer, its ``Status`` header the HTTP status."""
+    that of the HTTP answer, its ``Http-Status`` header the HTTP status (``Status`` is NATS's own)."""
 
     def __init__(self, gate: TrafficGate, desk: OrderDesk, access: Access, prefix: str, log: Log) -> None:
         self._gate = gate
@@ -49,7 +49,7 @@ class BusApi:
 
     async def _serve(self, account: str, message: Msg) -> None:
         answer = await self._answer(account, message)
-        headers = {"Status": str(answer.status)}
+        headers = {"Http-Status": str(answer.status)}
         if answer.retry_after is not None:
             headers["Retry-After"] = str(answer.retry_after)
         try:

@@ -147,7 +147,7 @@ class _Nats:
     async def send(self, shot: Shot) -> None:
         subject = f"trading.orders.submit.{shot.account}"
         reply = await self._client.request(subject, shot.body, timeout=self._timeout, headers=self._headers)
-        shot.status = int((reply.headers or {}).get("Status", 0))
+        shot.status = int((reply.headers or {}).get("Http-Status", 0))
         shot.answer = _json(reply.data)
 
 

@@ -61,8 +61,9 @@ class Bus:
     """``ports.Publisher`` and ``ports.Probe``.
 
     ``run`` connects, prepares the stream and the bucket, reads the traffic map and only then subscribes
-    to orders; afterwards it watches. A lost connection is made anew from the start, secrets included, so
-    that a rotated password and a server that lost its state are nothing special.
+    to orders, and not before ``open_requests``; afterwards it watches. A lost connection is made anew from
+    the start, secrets included, so that a rotated password and a server that lost its state are nothing
+    special.
     """
 
     def __init__(
@@ -89,18 +90,38 @@ class Bus:
         self._task: asyncio.Task[None] | None = None
         self._last_error = ""
         self._begun = False
+        self._open = False
+        self._subscribed = False
+        self._subscribing = asyncio.Lock()
+        self._opening: asyncio.Task[None] | None = None
         self._ack_prefix = ""
         self._acked = 0
         self._acks: dict[str, asyncio.Future[_Ack]] = {}
 
     def reason(self) -> str | None:
+        if self._reason is None and not self._subscribed:
+            return "orders are not subscribed to before the ledger is usable"
         return self._reason
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
+    def open_requests(self) -> None:
+        """Take requests from now on: the queue group must not choose an instance that cannot serve yet."""
+        self._open = True
+        self._opening = asyncio.get_running_loop().create_task(self._subscribe_requests())
+
+    async def _subscribe_requests(self) -> None:
+        async with self._subscribing:
+            nc = self._nc
+            if self._open and self._begun and not self._subscribed and nc is not None and nc.is_connected:
+                await nc.subscribe(SUBMIT + "*", queue=self._settings.slot, cb=self._on_request)
+                await nc.flush(timeout=2)
+                self._subscribed = True
+
     async def stop_requests(self) -> None:
         """Take no more requests; those that have arrived are still answered."""
+        self._open = False
         nc = self._nc
         if nc is not None and nc.is_connected:
             with contextlib.suppress(NatsError, TimeoutError, OSError):
@@ -255,6 +276,7 @@ class Bus:
         nc, js = self._nc, self._js
         assert nc is not None
         assert js is not None
+        self._subscribed = False
         await _ensure_stream(js, self._settings.replicas)
         await _ensure_bucket(js, self._settings.replicas)
         traffic = await self._read_traffic()
@@ -266,7 +288,7 @@ class Bus:
         self._ack_prefix = nc.new_inbox() + "."
         await nc.subscribe(self._ack_prefix + "*", cb=self._acknowledged)
         await nc.subscribe(_TRAFFIC_SUBJECT, cb=self._traffic_changed)
-        await nc.subscribe(SUBMIT + "*", queue=self._settings.slot, cb=self._on_request)
+        await self._subscribe_requests()
         await nc.subscribe(TICKS + "*", cb=self._ticked)
         await nc.subscribe(CONTROL, cb=self._control_changed)
         await nc.flush(timeout=2)

@@ -418,6 +418,7 @@ class RedisProbe:
         self._key = key
         self._value = value
         self._reason: str | None = "not connected yet"
+        self.usable_once = asyncio.Event()
 
     def reason(self) -> str | None:
         return self._client.reason() or self._reason
@@ -431,6 +432,7 @@ class RedisProbe:
                     connections = self._client.connections
                     await self._prepare()
                 self._reason = None
+                self.usable_once.set()
             except TradingError as error:
                 self._reason = error.reason if isinstance(error, Unavailable) else str(error)
             await asyncio.sleep(0.25 if self._reason else 1.0)
