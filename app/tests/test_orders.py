@@ -5,10 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import uuid
+from collections.abc import Callable
 
 import pytest
 
-from servers import NARROW, OBSERVER, App, Redis, order
+from servers import NARROW, OBSERVER, App, Nats, Redis, order, until
 
 
 def unique(prefix: str = "acc") -> str:
@@ -220,3 +221,21 @@ def test_halted_trading_is_503_and_leaves_no_trace(app: App, redis: Redis) -> No
 def test_flushed_scripts_are_loaded_again(app: App, redis: Redis) -> None:
     redis.cli("SCRIPT", "FLUSH")
     assert submit(app, order("a1"), unique())[0] == 201
+
+
+def test_metrics_are_published_on_redis_and_kept(
+    redis: Redis, nats: Nats, start_app: Callable[..., App]
+) -> None:
+    app = start_app(redis.url, nats.url, slot="green", extra="monitoring: {collect_interval: 1s}\n")
+    submit(app, order("a1"), unique())
+
+    def line() -> dict[str, object] | None:
+        for _, flat in json.loads(redis.cli("--json", "XREVRANGE", "trading:metrics:history", "+", "-")):
+            found = json.loads(flat[1])
+            if found["slot"] == "green" and found["order_rate"] > 0:
+                return dict(found)
+        return None
+
+    found = until(line, 5, "a line that tells of the order")
+    assert (found["success_rate"], found["error_rate"], found["version"]) == (1.0, 0.0, "0.1.0")
+    assert found["memory_bytes"] > 0

@@ -38,6 +38,7 @@ from trading_bot.service.marks import Marks
 from trading_bot.service.relay import Relay
 from trading_bot.service.submit import OUTCOMES, OrderDesk
 from trading_bot.service.switches import Switches
+from trading_bot.service.telemetry import Telemetry
 
 
 def version() -> str:
@@ -157,6 +158,13 @@ class Executor:
             self._hold_to_limits,
             log,
         )
+        self._telemetry = Telemetry(
+            redis.RedisFeed(self._client),
+            metrics.totals,
+            {"instance": identity.instance, "version": identity.version, "slot": identity.slot},
+            self._monitoring,
+            lambda: self._switches.on("metrics_feed"),
+        )
         nudge = self._dispatcher.nudge if self._dispatcher else lambda: None
         self._desk = OrderDesk(ledger, needs, metrics.order, log, nudge)
         ready: dict[str, Probe] = {**needs, **({"venue": self._dispatcher} if self._dispatcher else {})}
@@ -254,7 +262,7 @@ class Executor:
         loop = asyncio.get_running_loop()
         relaying = loop.create_task(self._relay.run())
         background = [relaying, loop.create_task(self._probe.run()), loop.create_task(self._marks.run())]
-        background.append(loop.create_task(self._switches.run()))
+        background += [loop.create_task(self._switches.run()), loop.create_task(self._telemetry.run())]
         if self._dispatcher is not None:
             background += [
                 loop.create_task(self._dispatcher.run()),
@@ -310,6 +318,10 @@ class Executor:
             self._log("drain", step="outbox flushed" if flushed else "outbox left to its holder")
         except TradingError as error:
             self._log("drain", step="outbox left to others", reason=str(error))
+
+    def _monitoring(self) -> tuple[float, float, str]:
+        section = self._settings.monitoring
+        return section.collect_interval, section.retention_period, section.metrics_channel
 
     async def _announce(self) -> None:
         await self._bus.announce()

@@ -186,14 +186,11 @@ KEYS: dict[str, dict[str, Key]] = {
         "canary_fraction": Key(_decimal("0.0001", "1"), "1"),
     },
     "venue": {
-        "adapter": Key(_one_of("none", "paper", "ccxt"), "none"),
+        "adapter": Key(_one_of("none", "paper"), "none"),
         "url": Key(_url("http", "https"), "http://127.0.0.1:9200"),
         "request_timeout": Key(_duration_within("50ms", "1m"), "2s"),
         "recheck_interval": Key(_duration_within("1s", "1h"), "15s"),
         "instruments": Key(_instruments, DEFAULT_INSTRUMENTS),
-        "exchange": Key(_text, "binance"),
-        "sandbox": Key(_boolean, "true"),
-        "key_file": Key(_optional_text, ""),
     },
     "monitoring": {
         "collect_interval": Key(_duration_within("1s", "1h"), "10s"),
@@ -267,9 +264,6 @@ class Venue:
     request_timeout: float
     recheck_interval: float
     instruments: list[Instrument]
-    exchange: str
-    sandbox: bool
-    key_file: str
 
 
 @dataclass(frozen=True)

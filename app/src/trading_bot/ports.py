@@ -208,6 +208,12 @@ class Publisher(Protocol):
         """Publish in order; the ids that are known to be stored. Raises Unavailable."""
 
 
+class Feed(Protocol):
+    """Where metrics are published and kept."""
+
+    async def publish(self, channel: str, line: Mapping[str, Any], keep_seconds: float) -> None: ...
+
+
 class Probe(Protocol):
     """A dependency's state, as known now, without asking."""
 

@@ -45,6 +45,23 @@ class Metrics:
     def response(self, status: int) -> None:
         self.responses[status] = self.responses.get(status, 0) + 1
 
+    def totals(self) -> dict[str, float]:
+        """Since the start: orders by how they ended, time spent on them, and the process's own."""
+
+        def ended(*outcomes: str) -> int:
+            return sum(count for (_, outcome), count in self._orders.items() if outcome in outcomes)
+
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "orders": sum(self._orders.values()),
+            "accepted": ended("accepted", "again"),
+            "refused": ended("refused"),
+            "errors": ended("error", "unavailable"),
+            "seconds": sum(histogram.total for histogram in self._seconds.values()),
+            "cpu": usage.ru_utime + usage.ru_stime,
+            "memory": _resident(),
+        }
+
     def render(self) -> bytes:
         labels = self._labels
         out = [
@@ -73,16 +90,19 @@ class Metrics:
         for name, (text, read) in self.gauges.items():
             out.append(f"# HELP {name} {text}\n# TYPE {name} gauge\n{name}{{{labels}}} {read():g}")
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        with open("/proc/self/statm", "rb") as statm:
-            resident = int(statm.read().split()[1]) * _PAGE
         for name, kind, value in (
             ("process_cpu_seconds_total", "counter", usage.ru_utime + usage.ru_stime),
-            ("process_resident_memory_bytes", "gauge", resident),
+            ("process_resident_memory_bytes", "gauge", _resident()),
             ("process_start_time_seconds", "gauge", self._started),
         ):
             out.append(f"# TYPE {name} {kind}\n{name}{{{labels}}} {value:.3f}")
         out.append("")
         return "\n".join(out).encode()
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * _PAGE
 
 
 def _escape(value: str) -> str:

@@ -24,7 +24,6 @@ REGISTRY: dict[str, Feature] = {
         Feature("order_entry", "execution", True, datetime.date(2030, 1, 1), "take orders"),
         Feature("order_cancel", "execution", True, datetime.date(2030, 1, 1), "take cancels"),
         Feature("order_listing", "execution", False, datetime.date(2030, 1, 1), "list an account's orders"),
-        Feature("order_stream", "execution", False, datetime.date(2030, 1, 1), "stream an account's events"),
         Feature("metrics_feed", "operations", False, datetime.date(2030, 1, 1), "publish metrics on Redis"),
         Feature("api_docs", "operations", False, datetime.date(2030, 1, 1), "serve /docs"),
     )

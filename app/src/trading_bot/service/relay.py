@@ -7,7 +7,7 @@ import asyncio
 from trading_bot.errors import TradingError
 from trading_bot.ports import Log, Outbox, Publisher
 
-BATCH = 256
+BATCH = 64
 IDLE_SECONDS = 1.0
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from importlib import resources
 from typing import Any
+
+import msgspec
 
 from trading_bot.adapters.redis.connection import Client
 from trading_bot.domain import money
@@ -406,6 +409,21 @@ class RedisPanel:
             account,
             *flat,
         )
+
+
+class RedisFeed:
+    """``ports.Feed``: a channel for who listens now, a stream of the channel's name and ``:history`` for who
+    looks later."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def publish(self, channel: str, line: Mapping[str, Any], keep_seconds: float) -> None:
+        data = msgspec.json.encode(line)
+        oldest = int(time.time() * 1000 - keep_seconds * 1000)
+        history = f"{channel}:history"
+        await self._client.call("PUBLISH", channel, data)
+        await self._client.call("XADD", history, "MINID", "~", oldest, "*", "json", data)
 
 
 class RedisProbe:
