@@ -115,6 +115,8 @@ def test_the_load_balancers_refuse_to_go_below_the_minimum_of_healthy_hosts(flee
     (home / "group_vars").symlink_to((SCENARIO / "inventory" / "group_vars").resolve())
     with undisturbed(fleet, "below-minimum"):
         assert_refused(fleet.play("update-lb.yml", inventories=(home,)), "app2", "must go on serving")
+    balancer = fleet.status()["load_balancers"]["lb1"]["servers"]
+    assert {server["admin"] for servers in balancer.values() for server in servers.values()} == {"ready"}
 
 
 def test_a_host_that_is_not_ready_is_not_put_into_rotation(fleet: Fleet, tmp_path: Path) -> None:
