@@ -15,12 +15,12 @@ mirror() {
 }
 proxy=$(apt-config shell p Acquire::http::Proxy | sed -n "s/^p='\(.*\)'$/\1/p")
 
-bootstrap() { # TAG PACKAGES
+bootstrap() { # TAG PACKAGES [OPTION...]
   apt_install mmdebstrap
   local uri
   uri=$(mirror)
   [ -n "$uri" ] || refuse "apt knows no $NAME mirror here: run 'apt-get update' and try again."
-  as_root mmdebstrap --quiet --variant=minbase --components="$components" --include="$2" "$suite" - "$uri" |
+  as_root mmdebstrap --quiet --variant=minbase --components="$components" --include="$2" "${@:3}" "$suite" - "$uri" |
     docker import - "$1" >/dev/null
 }
 
@@ -38,7 +38,7 @@ docker tag "$python_image" trading-bot-lab/python:current
 host_image=trading-bot-lab/host:$(find lab/image -type f -print0 | sort -z | xargs -0 cat lab/image.sh | sha256sum | cut -c1-12)${LAB_HOST_IMAGE:+-${LAB_HOST_IMAGE//[:\/]/-}}
 build_host() {
   local base=${LAB_HOST_IMAGE:-trading-bot-lab/debian:$suite}
-  [ -n "${LAB_HOST_IMAGE:-}" ] || bootstrap "$base" "$host_packages"
+  [ -n "${LAB_HOST_IMAGE:-}" ] || bootstrap "$base" "$host_packages" --skip=cleanup/apt/lists
   local context
   context=$(mktemp -d)
   cp -r lab/image/. "$context"
