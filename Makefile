@@ -46,10 +46,10 @@ lab: env engine image ## the lab's hosts, bare
 	@lab/up.sh
 
 lock: ## the control node's locks anew: from the .in files and the app's own lock
-	uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --no-header --no-emit-index-url \
+	uv pip compile --quiet --upgrade --universal --generate-hashes --no-strip-extras --no-annotate --no-header --no-emit-index-url \
 	  --python-version 3.11 --constraint app/requirements.txt requirements/control.in app/pyproject.toml \
 	  --output-file requirements/control.txt
-	uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --no-header --no-emit-index-url \
+	uv pip compile --quiet --upgrade --universal --generate-hashes --no-strip-extras --no-annotate --no-header --no-emit-index-url \
 	  --python-version 3.12 tests/newest/requirements.in --output-file tests/newest/requirements.txt
 
 # Anything else that is typed.

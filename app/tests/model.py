@@ -41,6 +41,9 @@ class ModelOrder:
     filled: Decimal = Decimal(0)
     left: Decimal = Decimal(0)
     cancel: bool = False
+    total: Decimal = Decimal(0)
+    before: Decimal = Decimal(0)
+    awaits: str = ""
 
 
 @dataclass
@@ -72,6 +75,8 @@ class Model:
     marks: dict[str, Decimal] = field(default_factory=dict)
     orders: dict[str, ModelOrder] = field(default_factory=dict)
     refused: dict[str, tuple[tuple[object, ...], str]] = field(default_factory=dict)
+    without: set[str] = field(default_factory=set)
+    """Orders that a check leaves out, while one of them is replaced."""
     holdings: dict[str, Holding] = field(default_factory=dict)
     trades: set[str] = field(default_factory=set)
     cash: Decimal | None = None
@@ -81,8 +86,9 @@ class Model:
 
     def reserved(self, symbol: str, side: str) -> tuple[Decimal, Decimal]:
         quantity = notional = Decimal(0)
-        for order in self.orders.values():
-            if order.state not in FINAL and (order.symbol, order.side) == (symbol, side):
+        for id, order in self.orders.items():
+            alive = order.state not in FINAL and id not in self.without
+            if alive and (order.symbol, order.side) == (symbol, side):
                 quantity += order.left
                 notional += down(mul(order.left, order.reference))
         return quantity, notional
@@ -111,12 +117,78 @@ class Model:
         if self.cash is None:
             self.cash = self.rules.equity
         reference = price if price is not None else self.marks[symbol]
-        self.orders[id] = ModelOrder(symbol, side, quantity, reference, body, left=quantity)
+        self.orders[id] = ModelOrder(symbol, side, quantity, reference, body, left=quantity, total=quantity)
         return "accepted", ""
 
+    def replace(self, id: str, old_id: str, total: Decimal, price: Decimal | None) -> tuple[str, str]:
+        """As ``admit``; or none, done, pending, for what the order ``old_id`` is."""
+        body = (old_id, total, price)
+        if id in self.orders:
+            return ("again" if self.orders[id].body == body else "conflict"), ""
+        if id in self.refused:
+            known, rule = self.refused[id]
+            return ("refused", rule) if known == body else ("conflict", "")
+        old = self.orders[old_id]
+        if old.state in FINAL:
+            return "done", ""
+        if old.cancel:
+            return "pending", ""
+        sent = bool(old.awaits) or old.state is not State.ACCEPTED
+        live_id = old.awaits or old_id
+        live = self.orders[live_id]
+        before = live.before + live.filled
+        quantity = total - before
+        if quantity <= 0:
+            return "refused", "already_filled"
+        reference = price if price is not None else live.reference
+        worse = Decimal(0)
+        if sent and live.state not in FINAL:
+            shared = min(live.left, quantity)
+            worse = max(worse, down(mul(shared, live.reference)) - down(mul(shared, reference)))
+        self.without = {old_id, live_id}
+        rule = self.check(old.symbol, old.side, quantity, price, self.reduce_only(old_id), worse)
+        self.without = set()
+        if rule:
+            self.refused[id] = (body, rule)
+            return "refused", rule
+        new = self.orders[id] = ModelOrder(
+            old.symbol, old.side, quantity, price if price is not None else self.marks[old.symbol], body,
+            left=quantity, total=total, before=before, awaits=live_id if sent else "",
+        )  # fmt: skip
+        if old.awaits or not sent:
+            old.state = State.CANCELLED
+        else:
+            old.cancel = True
+        assert new.quantity > 0
+        return "accepted", ""
+
+    def reduce_only(self, id: str) -> bool:
+        """That of the first of the orders that were replaced one by another."""
+        body = self.orders[id].body
+        return bool(body[-1]) if len(body) == 5 else self.reduce_only(str(body[0]))
+
+    def proceed(self, id: str) -> None:
+        """Let an order go whose predecessor is done, for what that one left."""
+        order = self.orders[id]
+        if order.state in FINAL or not order.awaits or self.orders[order.awaits].state not in FINAL:
+            return
+        awaited = self.orders[order.awaits]
+        order.awaits = ""
+        order.before = awaited.before + awaited.filled
+        order.quantity = order.left = max(Decimal(0), order.total - order.before)
+        if not order.quantity:
+            order.state = State.CANCELLED
+
     def check(
-        self, symbol: str, side: str, quantity: Decimal, price: Decimal | None, reduce_only: bool
+        self,
+        symbol: str,
+        side: str,
+        quantity: Decimal,
+        price: Decimal | None,
+        reduce_only: bool,
+        worse: Decimal = Decimal(0),
     ) -> str:
+        """``worse`` is by how much what it replaces may cost more, should that be filled meanwhile."""
         rules = self.rules
         sign = 1 if side == "buy" else -1
         in_flight, _ = self.reserved(symbol, side)
@@ -140,7 +212,10 @@ class Model:
         notional = down(mul(quantity, reference))
         if notional > rules.notional:
             return "max_order_notional"
-        if sum(order.state not in FINAL for order in self.orders.values()) >= rules.orders:
+        if (
+            sum(o.state not in FINAL for id, o in self.orders.items() if id not in self.without)
+            >= rules.orders
+        ):
             return "max_open_orders"
         if reducing:
             return ""
@@ -155,8 +230,8 @@ class Model:
             rise = value + self.reserved(name, "buy")[1]
             fall = value - self.reserved(name, "sell")[1]
             if name == symbol:
-                rise += notional if side == "buy" else 0
-                fall -= notional if side == "sell" else 0
+                rise += notional + worse if side == "buy" else 0
+                fall -= notional + worse if side == "sell" else 0
                 size = rise if side == "buy" else -fall
             gross += max(abs(rise), abs(fall))
         if size > rules.position:

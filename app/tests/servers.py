@@ -74,7 +74,7 @@ class Server:
         if wait:
             until(
                 lambda: listening(self.port) or process.poll() is not None,
-                10,
+                60,
                 f"{self.command[0]} listens",
             )
             assert process.poll() is None, self.log.read_text()
@@ -144,6 +144,8 @@ class App(Server):
         port = free_port()
         directory.mkdir(parents=True, exist_ok=True)
         config = directory / "config.yaml"
+        if "venue:" not in extra:
+            extra += "venue: {adapter: hold}\n"
         config.write_text(
             f"server: {{port: {port}, drain_notice: 300ms, tokens_file: {write_tokens(directory)}}}\n"
             f'redis: {{url: "{redis_url}"}}\n'

@@ -91,6 +91,21 @@ def test_each_slot_answers_only_its_accounts(
     with_client(own_nats, work)
 
 
+def test_the_status_shows_the_map_in_force_whatever_a_later_version_adds_to_it(
+    redis: Redis, own_nats: Nats, start_app: Callable[..., App]
+) -> None:
+    app = start_app(redis.url, own_nats.url, slot="blue")
+    assert app.call("GET", "/api/status")[1]["traffic"] is None
+    shown = {"stable": "blue", "canary": "green", "salt": "r2", "cut": 500, "shadow": "green"}
+
+    async def work(client: Client) -> None:
+        bucket = await client.jetstream().key_value("release")
+        await bucket.put("traffic", json.dumps({**shown, "releases": {}, "region": "eu"}).encode())
+
+    with_client(own_nats, work)
+    until(lambda: app.call("GET", "/api/status")[1]["traffic"] == shown, 3, "the map is in force")
+
+
 def test_an_unreadable_map_leaves_the_last_one_in_force(
     redis: Redis, own_nats: Nats, start_app: Callable[..., App]
 ) -> None:

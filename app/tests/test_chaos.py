@@ -17,3 +17,4 @@ def test_nothing_is_lost_doubled_or_past_a_limit_while_everything_is_killed(tmp_
     assert all(result["kills"].values()), result["kills"]
     assert result["judge"]["accepted"] > 100
     assert result["ledger"]["fills"] > 50
+    assert len(result["accepted_by"]) == 2, result["accepted_by"]

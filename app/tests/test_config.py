@@ -108,6 +108,12 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
+        ("redis: {url: 'redis://a:1,redis://b:2'}", "redis.url"),
+        ("redis: {url: 'redis://a:1/main'}", "redis.url"),
+        ("redis: {url: 'redis://a:1/0?db=1'}", "redis.url"),
+        ("nats: {url: 'nats://a:1,redis://b:2'}", "nats.url"),
+        ("nats: {url: 'nats://a:1/x'}", "nats.url"),
+        ("venue: {url: 'https://a:1'}", "venue.url"),
         ("risk: {max_drawdown: 1.5}", "risk.max_drawdown"),
         ("risk: {max_position_size: 1e5}", "risk.max_position_size"),
         ("risk: {max_position_size: -1}", "risk.max_position_size"),

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
+from importlib import resources
 
+import msgspec
 import pytest
 import xxhash
 
+from trading_bot import config
 from trading_bot.domain import money
+from trading_bot.domain.admission import Code, refusal_from
 from trading_bot.domain.features import choose
 from trading_bot.domain.instrument import instruments_from
 from trading_bot.domain.lifecycle import FINAL, TRANSITIONS, State, legal
+from trading_bot.domain.limits import Limits
 from trading_bot.domain.order import (
+    RESERVED,
     OrderRequest,
     OrderType,
+    ReplaceRequest,
     Side,
     TimeInForce,
     fingerprint,
     order_from,
     order_from_fingerprint,
+    replacement_from,
     valid_client_order_id,
 )
 from trading_bot.domain.position import Position, account_from, apply_fill
+from trading_bot.domain.shadow import EXAMPLES, GROUPS, Decision, Differences
 from trading_bot.domain.traffic import Traffic, TrafficGate, bucket, slot_of
 from trading_bot.errors import Malformed
 
@@ -150,6 +160,33 @@ def test_a_growing_cut_only_adds_accounts() -> None:
     assert len(before) == len(accounts)
 
 
+@pytest.mark.parametrize(
+    ("slot", "release", "traffic", "member"),
+    [
+        ("blue", "r1", Traffic("blue", "green", "s", 0), True),
+        ("green", "r2", Traffic("blue", "green", "s", 0), False),
+        ("green", "r2", Traffic("blue", "green", "s", 1), True),
+        ("blue", "r1", Traffic("blue", "green", "s", 10_000), True),
+        ("blue", "r1", Traffic("green", "green", "s", 0), False),
+        ("blue", "r1", Traffic("blue", "green", "s", 0, {"blue": "r1"}), True),
+        ("blue", "r1", Traffic("blue", "green", "s", 0, {"blue": "r3"}), False),
+        ("green", "r2", Traffic("blue", "green", "s", 500, {"blue": "r1", "green": "r3"}), False),
+        ("green", "r2", Traffic("blue", "green", "s", 500, {"blue": "r1"}), True),
+        ("blue", "r1", None, True),
+    ],
+)
+def test_a_member_is_an_instance_that_the_map_gives_traffic_to(
+    slot: str, release: str, traffic: Traffic | None, member: bool
+) -> None:
+    """Of the named release, in the stable slot or a canary's with a cut; anyone where there is no map."""
+    gate = TrafficGate(slot, release)
+    assert not gate.member(), "before a map was looked for"
+    gate.begin(traffic)
+    assert gate.member() is member
+    gate.update(Traffic(slot, slot, "s", 0, {slot: release}), now=1)
+    assert gate.member()
+
+
 def test_a_gate_without_a_map_answers_everything() -> None:
     gate = TrafficGate("blue", "r1")
     assert gate.current is None
@@ -261,3 +298,98 @@ def test_an_account_is_worth_its_cash_and_what_its_positions_would_bring() -> No
     assert account.exposure({"B": 1}) is None
     closed = account_from({"cash": "5", "q:A": "0", "r:A": "7"})
     assert (closed.unrealised({}), closed.exposure({})) == (0, 0)
+
+
+def test_a_replacement_keeps_what_it_does_not_name() -> None:
+    replaced = order_from(
+        "acc",
+        OrderRequest(
+            "a", "BTC-USDT", Side.SELL, OrderType.STOP_LIMIT, "1", "50000", "49000", True, TimeInForce.DAY
+        ),
+    )
+    kept = replacement_from(ReplaceRequest("b"), replaced, 3 * money.SCALE)
+    assert kept == msgspec.structs.replace(replaced, client_order_id="b", quantity=3 * money.SCALE)
+    amended = replacement_from(ReplaceRequest("b", "2", "1", "3"), replaced, 0)
+    assert (amended.quantity, amended.price, amended.stop_price) == (
+        2 * money.SCALE,
+        money.SCALE,
+        3 * money.SCALE,
+    )
+    market = msgspec.structs.replace(
+        replaced, type=OrderType.MARKET, price=None, stop_price=None, time_in_force=TimeInForce.IOC
+    )
+    assert replacement_from(ReplaceRequest("b"), market, 1).price is None
+
+
+def test_an_order_is_not_replaced_by_itself() -> None:
+    replaced = order_from("acc", OrderRequest("a", "BTC-USDT", Side.BUY, OrderType.MARKET, "1"))
+    with pytest.raises(Malformed, match="client_order_id"):
+        replacement_from(ReplaceRequest("a"), replaced, 1)
+
+
+def test_a_canary_is_held_to_a_fraction_of_what_bounds_its_exposure_and_of_nothing_else() -> None:
+    risk = config.parse("config.yaml", b"risk: {max_open_orders: 7, max_position_size: 0.00000003}", {}).risk
+    whole, half = Limits.of(risk), Limits.of(risk, Decimal("0.5"))
+    assert (whole.max_open_orders, half.max_open_orders) == (7, 3)
+    assert (whole.max_position_size, half.max_position_size) == (3, 1)
+    for name in ("max_order_notional", "max_leverage", "max_drawdown"):
+        assert 0 < getattr(half, name) == getattr(whole, name) // 2
+    bounded = {"max_open_orders", "max_position_size", "max_order_notional", "max_leverage", "max_drawdown"}
+    for name in set(Limits.__struct_fields__) - bounded:
+        assert getattr(half, name) == getattr(whole, name)
+    assert Limits.of(risk, Decimal("0.01")).max_open_orders == 1
+    assert whole.arguments()[:3] == (3, whole.max_order_notional, 7)
+
+
+def test_the_script_takes_the_limits_in_their_order_and_answers_with_the_codes() -> None:
+    """Which is what the header of admit.lua says: 14 position size, 15 order notional, and so on."""
+    text = (resources.files("trading_bot.adapters.redis") / "admit.lua").read_text(encoding="utf-8")
+    limits = text.partition("limits (see")[2].partition("decide only")[0]
+    numbers = [int(number) for number in re.findall(r"(?<=[ -])(\d\d) [a-z]", limits)]
+    assert numbers[: len(Limits.__struct_fields__)] == list(range(14, 14 + len(Limits.__struct_fields__)))
+    names, values = re.findall(r"^local ([A-Z, ]+) = ([0-9, ]+)$", text, re.MULTILINE)[0]
+    codes = dict(zip(names.split(", "), map(int, values.split(", ")), strict=True))
+    assert len(codes) == 5
+    assert codes.items() <= {code.name: code.value for code in Code}.items()
+
+
+def test_differences_are_counted_by_kind_with_a_few_examples_and_never_grow_without_bound() -> None:
+    found = Differences()
+    refused = Decision("refused", "max_leverage", "1", "2")
+    for n in range(5):
+        found.add("a", f"twice-{n}", "limit", "buy", Decision("accepted"), refused)
+    for n in range(GROUPS + 5):
+        found.add("a", f"once-{n}", "limit", "buy", Decision("accepted"), Decision("refused", f"rule{n}"))
+    shown = found.shown()
+    assert found.count == GROUPS + 10
+    assert len(shown) == GROUPS
+    assert shown[0]["count"] == 5
+    assert [example["client_order_id"] for example in shown[0]["examples"]] == [
+        f"twice-{n}" for n in range(EXAMPLES)
+    ]
+    assert shown[0]["stable"] == {"outcome": "accepted", "rule": ""}
+    assert shown[0]["canary"] == {"outcome": "refused", "rule": "max_leverage"}
+    assert shown[0]["examples"][0]["canary"]["limit"] == "1"
+
+
+def test_no_order_takes_the_name_of_one_of_the_apis_paths() -> None:
+    for name in RESERVED:
+        with pytest.raises(Malformed) as caught:
+            order_from("a", OrderRequest(name, "BTC-USDT", Side.BUY, OrderType.MARKET, "1"))
+        assert list(caught.value.errors) == ["client_order_id"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "shown"),
+    [
+        ("max_leverage", "150000000", "1.5"),
+        ("max_leverage", "200000000/100000000", "2.000000"),
+        ("max_leverage", "1/0", "undefined"),
+        ("max_leverage", "1/-1", "undefined"),
+        ("price_collar", "9000000000..11000000000", "90..110"),
+        ("max_order_notional", "beyond what can be held", "beyond what can be held"),
+        ("mark_missing", "none", "none"),
+    ],
+)
+def test_a_refusal_shows_amounts_and_ratios_as_people_write_them(rule: str, value: str, shown: str) -> None:
+    assert refusal_from(rule, "0", value).value == shown

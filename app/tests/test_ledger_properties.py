@@ -23,11 +23,13 @@ from trading_bot.adapters.redis import ledger as redis_ledger
 from trading_bot.adapters.redis.connection import Client, Endpoint
 from trading_bot.adapters.redis.ledger import RedisBook, RedisLedger
 from trading_bot.domain import money
+from trading_bot.domain.admission import Admission
 from trading_bot.domain.instrument import Instrument
 from trading_bot.domain.lifecycle import FINAL, TRANSITIONS, State
 from trading_bot.domain.limits import Limits
 from trading_bot.domain.order import Order, OrderType, Side, TimeInForce
 from trading_bot.ports import CancelCode, Fill, SettleCode
+from trading_bot.service.verification import Verifier
 
 from servers import Redis
 
@@ -99,15 +101,16 @@ async def play(world: World, data: bytes) -> None:
     client = world.client
     await client.call("FLUSHDB")
     await world.books[0].note_instruments(
-        [Instrument(symbol, 10**6, 10**5, 10**5, 10**13) for symbol in SYMBOLS], replace=True
+        [Instrument(symbol, 10**6, 1, 1, 10**13) for symbol in SYMBOLS], replace=True
     )
     model = Model(RULES)
     script = Script(data)
     stamp = 1
+    decided: list[tuple[Order, Admission]] = []
     for _ in range(STEPS):
         side_of = script.below(2)
         ledger, book = world.ledgers[side_of], world.books[side_of]
-        action = script.below(16)
+        action = script.below(25)
         symbol = SYMBOLS[script.below(2)]
         if action == 0:
             price = Decimal(100 + script.below(60)) + Decimal(script.below(100)) / 100
@@ -127,7 +130,8 @@ async def play(world: World, data: bytes) -> None:
                 TimeInForce.IOC if market else TimeInForce.GTC,
             )  # fmt: skip
             expected, rule = model.admit(id, symbol, side.value, quantity, price, reduce_only)
-            decision = await ledger.admit(order, "r")
+            decision = await ledger.admit(order, "r", tell=True)
+            decided.append((order, decision))
             name = decision.code.name.lower()
             found = "again" if decision.again and name == "accepted" else name
             found_rule = decision.refusal.rule if decision.refusal else ""
@@ -148,13 +152,16 @@ async def play(world: World, data: bytes) -> None:
                 else:
                     assert code is CancelCode.WANTED
                     order_.cancel = True
-            elif action == 9:
+            elif action <= 11:
                 # Due at once, so that whoever comes takes it.
                 if order_.state not in FINAL:
                     await client.call("ZADD", "trading:dispatch", 0, f"acc {id}")
                 task = await book.take("acc", id, 5)
                 if order_.state in FINAL:
                     assert task is None
+                elif order_.awaits:
+                    assert task is None
+                    await client.call("ZADD", "trading:dispatch", "+inf", f"acc {id}")
                 else:
                     assert task is not None
                     assert task.ask_first == (order_.state is not State.ACCEPTED)
@@ -163,6 +170,22 @@ async def play(world: World, data: bytes) -> None:
                         order_.state = State.DISPATCHED
             elif order_.state is State.ACCEPTED:
                 continue
+            elif action <= 16:
+                alive = [name for name in ids if model.orders[name].state not in FINAL]
+                if alive and script.below(4):
+                    # Mostly one that can be replaced, and of these one that awaits another.
+                    held = [name for name in alive if model.orders[name].awaits]
+                    chosen = held if held and script.below(3) else alive
+                    id = chosen[script.below(len(chosen))]
+                new = f"o{script.below(60)}"
+                total = None if script.below(4) == 0 else Decimal(1 + script.below(200)) / 10
+                amended = Decimal(90 + script.below(80)) + Decimal(script.below(100)) / 100
+                await replace(model, ledger, new, id, total, None if script.below(4) == 0 else amended)
+            elif order_.awaits:
+                # The venue has not got it, so it cannot tell of it.
+                await client.call("ZADD", "trading:replacing", 0, f"acc {id} {order_.awaits}")
+                await book.due(1)
+                model.proceed(id)
             else:
                 fills = []
                 for _ in range(script.below(3)):
@@ -186,11 +209,61 @@ async def play(world: World, data: bytes) -> None:
                 ]
                 total = None if script.below(3) == 0 else order_.filled + script.below(2)
                 expected = model.conclude(id, wanted, total)
-                code_, new = await book.settle(
+                code_, new_fills, _ = await book.settle(
                     "acc", id, wanted, fills, filled=None if total is None else scaled(total), again_in=1
                 )
-                assert (code_.name.lower(), new) == (expected, fresh)
+                assert (code_.name.lower(), new_fills) == (expected, fresh)
+                for following in [n for n, o in model.orders.items() if o.awaits == id]:
+                    model.proceed(following)
+    for order, decision in decided:
+        if decision.facts is None:
+            assert decision.again
+            continue
+        # Long after, whatever has changed: from the same facts the other version decides the same.
+        judged = await world.ledgers[1].judge(order, decision.facts(), LIMITS)
+        assert judged is not None
+        assert (judged.code, judged.refusal) == (decision.code, decision.refusal)
     await compare(client, model)
+    await verify(world)
+
+
+async def verify(world: World) -> None:
+    """What the audit tells is the ledger, and no order was accepted past a limit."""
+    archive = redis_ledger.RedisArchive(world.client, world.client, holder="verifier")
+    lines: list[dict[str, object]] = []
+
+    def log(event: str, /, **fields: object) -> None:
+        lines.append({"event": event, **fields})
+
+    verifier = Verifier(archive, lambda: 1, {"version": "1", "slot": "blue"}, log)
+    await verifier.step()
+    assert verifier.known.verified_ms > 0
+    assert (verifier.known.differences, verifier.limits_passed, lines) == ({}, 0, [])
+    told = [line for _, line in await archive.lines("0-0", 10_000) if line["e"] == "order.accepted"]
+    assert {line["limits"] for line in told} <= (await archive.limits()).keys()
+
+
+async def replace(
+    model: Model, ledger: RedisLedger, id: str, old: str, total: Decimal | None, price: Decimal | None
+) -> None:
+    """Replace ``old`` by ``id`` in both; what is None stays as it is."""
+    view = await ledger.order("acc", old)
+    assert view is not None
+    order = view.order
+    market = order.price is None
+    wanted = Decimal(view.total).scaleb(-8) if total is None else total
+    amended = None if order.price is None else Decimal(order.price).scaleb(-8) if price is None else price
+    expected = model.replace(id, old, wanted, None if market else amended) if id != old else None
+    if expected is None:
+        return
+    meant = Order(
+        "acc", id, order.symbol, order.side, order.type, scaled(wanted),
+        None if amended is None else scaled(amended), None, order.reduce_only, order.time_in_force,
+    )  # fmt: skip
+    decision, _ = await ledger.replace(view, meant, "r")
+    name = decision.code.name.lower()
+    found = "again" if decision.again and name == "accepted" else name
+    assert (found, decision.refusal.rule if decision.refusal else "") == expected
 
 
 async def compare(client: Client, model: Model) -> None:
@@ -264,6 +337,17 @@ SIGNS = [
     ("settle", "cost = sign * (value - closed_value)", "cost = sign * (value + closed_value)"),
     ("settle", "int(realised - fees)", "int(realised + fees)"),
     ("settle", "int(notional - reserved)", "int(notional + reserved)"),
+    (
+        "replace",
+        "total, before = tonumber(ARGV[7]), live.before + live.filled",
+        "total, before = tonumber(ARGV[7]), live.filled",
+    ),
+    ("replace", "local quantity = total - before", "local quantity = total + before"),
+    ("replace", "if price < live.reference then extra", "if price > live.reference then extra"),
+    ("replace", "reserve(-1, old, held and 0 or extra)", "reserve(-1, old, 0)"),
+    ("replace", "if held and not ended then reserve(-1, live, extra) end", ""),
+    ("proceed", "local quantity = tonumber(order[4]) - before", "local quantity = tonumber(order[5])"),
+    ("proceed", "int(reserved - tonumber(order[6]))", "int(reserved + tonumber(order[6]))"),
 ]
 
 
@@ -322,53 +406,89 @@ def test_a_former_holder_cannot_conclude_anything(world: World) -> None:
         assert second.ask_first
         assert second.fence == first.fence + 1
         assert await book.take("acc", "a", 5) is None
-        code, _ = await book.settle("acc", "a", State.REJECTED, (), filled=0, fence=first.fence)
+        code, _, _ = await book.settle("acc", "a", State.REJECTED, (), filled=0, fence=first.fence)
         assert code is SettleCode.FENCED
         assert not await book.resend(first)
         assert await world.books[1].resend(second)
-        code, _ = await book.settle("acc", "a", State.REJECTED, (), filled=0, fence=second.fence)
+        code, _, _ = await book.settle("acc", "a", State.REJECTED, (), filled=0, fence=second.fence)
         assert code is SettleCode.APPLIED
         assert (await book.settle("acc", "none", State.OPEN, ()))[0] is SettleCode.NONE
 
     world.runner.run(run())
 
 
-def test_amounts_at_the_edge_of_what_can_be_held_stay_exact(world: World) -> None:
-    """Close to 9e15 scaled, where doubles still hold every integer, no digit is lost."""
+def test_a_doubled_execution_is_found_once_and_nothing_that_is_in_order_is(world: World) -> None:
+    """A fill beyond the quantity still moves the position, as it happened; a known one never does again."""
 
     async def run() -> None:
-        client, book = world.client, world.books[0]
-        wide = Limits(9 * 10**15, 9 * 10**15, 100, 0, 0, 9 * 10**15, 0, 1, 99_999_999, 0, 9 * 10**15, 0)
-        ledger = RedisLedger(client, version="1", slot="blue", limits=wide)
+        client, ledger, book = world.client, world.ledgers[0], world.books[0]
         await client.call("FLUSHDB")
-        await book.note_instruments([Instrument("AAA-USDT", 1, 1, 1, 9 * 10**15)], replace=True)
-        quantity, price = 8_999_999_999_999_999, 99_999_989
-        await book.note_marks({"AAA-USDT": (price, 1)})
-        order = Order(
-            "acc", "a", "AAA-USDT", Side.BUY, OrderType.LIMIT, quantity, price, None, False, TimeInForce.GTC
-        )
-        decision = await ledger.admit(order, "r")
-        assert decision.refusal is None
-        assert (
-            int(await client.call("HGET", "trading:account:acc", "bn:AAA-USDT")) == quantity * price // 10**8
-        )
-        assert await book.take("acc", "a", 5) is not None
-        first = 3_333_333_333_333_331
-        await book.settle("acc", "a", None, [Fill("t1", first, price, 7, 1)])
-        assert int(await client.call("HGET", "trading:account:acc", "c:AAA-USDT")) == first * price // 10**8
-        left = quantity - first
-        assert int(await client.call("HGET", "trading:account:acc", "bn:AAA-USDT")) == left * price // 10**8
-        sell = Order(
-            "acc", "b", "AAA-USDT", Side.SELL, OrderType.LIMIT, 10**15 + 7, price, None, True, TimeInForce.GTC
-        )
-        assert (await ledger.admit(sell, "r")).refusal is None
-        assert await book.take("acc", "b", 5) is not None
-        await book.settle("acc", "b", None, [Fill("t2", 10**15 + 7, price, 0, 1)])
-        cost = first * price // 10**8
-        out = cost * (10**15 + 7) // first
-        assert int(await client.call("HGET", "trading:account:acc", "c:AAA-USDT")) == cost - out
+        await book.note_instruments([Instrument("AAA-USDT", 10**6, 10**5, 10**5, 10**13)], replace=True)
+        await book.note_marks({"AAA-USDT": (10**10, 1)})
+        for id in ("a", "b"):
+            order = Order(
+                "acc", id, "AAA-USDT", Side.BUY, OrderType.LIMIT, 10**8, 10**10, None, False, TimeInForce.GTC
+            )
+            await ledger.admit(order, "r")
+            assert await book.take("acc", id, 5) is not None
+
+        async def told(id: str, *fills: Fill) -> tuple[int, int]:
+            _, fresh, doubled = await book.settle("acc", id, None, fills)
+            return fresh, doubled
+
+        half = Fill("t1", 5 * 10**7, 10**10, 1, 1)
+        other_price = Fill("t1", 5 * 10**7, 10**10 + 1, 1, 1)
+        beyond = Fill("t2", 6 * 10**7, 10**10, 1, 1)
+        assert await told("a", half) == (1, 0)
+        assert await told("a", half) == (0, 0), "the same report again"
+        assert await told("a", half, half) == (0, 0)
+        assert await told("a", other_price) == (0, 1), "another price under the same id"
+        assert await told("a", other_price) == (0, 0), "told once"
+        assert await told("b", half) == (0, 1), "another order's trade"
+        assert await told("a", beyond) == (1, 1), "0.5 and 0.6 of 1"
+        assert await told("a", half, beyond) == (0, 0)
+        assert await told("b", Fill("t3", 10**8, 10**10, 1, 1), Fill("t3", 9 * 10**7, 10**10, 1, 1)) == (1, 1)
+        assert int(await client.call("HGET", "trading:account:acc", "q:AAA-USDT")) == 21 * 10**7
+        audit = await client.call("XRANGE", "trading:audit", "-", "+")
+        assert sum(line[1][1] == b"order.doubled" for line in audit) == 4
 
     world.runner.run(run())
+
+
+def test_amounts_at_the_edge_of_what_can_be_held_stay_exact(world: World) -> None:
+    """Close to 9e15 scaled, where doubles still hold every integer, no digit is lost."""
+    world.runner.run(to_the_last_digit(world))
+
+
+async def to_the_last_digit(world: World) -> None:
+    client, book = world.client, world.books[0]
+    wide = Limits(9 * 10**15, 9 * 10**15, 100, 0, 0, 9 * 10**15, 0, 1, 99_999_999, 0, 9 * 10**15, 0)
+    ledger = RedisLedger(client, version="1", slot="blue", limits=wide)
+    await client.call("FLUSHDB")
+    await book.note_instruments([Instrument("AAA-USDT", 1, 1, 1, 9 * 10**15)], replace=True)
+    quantity, price = 8_999_999_999_999_999, 99_999_989
+    await book.note_marks({"AAA-USDT": (price, 1)})
+    order = Order(
+        "acc", "a", "AAA-USDT", Side.BUY, OrderType.LIMIT, quantity, price, None, False, TimeInForce.GTC
+    )
+    decision = await ledger.admit(order, "r")
+    assert decision.refusal is None
+    assert int(await client.call("HGET", "trading:account:acc", "bn:AAA-USDT")) == quantity * price // 10**8
+    assert await book.take("acc", "a", 5) is not None
+    first = 3_333_333_333_333_331
+    await book.settle("acc", "a", None, [Fill("t1", first, price, 7, 1)])
+    assert int(await client.call("HGET", "trading:account:acc", "c:AAA-USDT")) == first * price // 10**8
+    left = quantity - first
+    assert int(await client.call("HGET", "trading:account:acc", "bn:AAA-USDT")) == left * price // 10**8
+    sell = Order(
+        "acc", "b", "AAA-USDT", Side.SELL, OrderType.LIMIT, 10**15 + 7, price, None, True, TimeInForce.GTC
+    )
+    assert (await ledger.admit(sell, "r")).refusal is None
+    assert await book.take("acc", "b", 5) is not None
+    await book.settle("acc", "b", None, [Fill("t2", 10**15 + 7, price, 0, 1)])
+    cost = first * price // 10**8
+    out = cost * (10**15 + 7) // first
+    assert int(await client.call("HGET", "trading:account:acc", "c:AAA-USDT")) == cost - out
 
 
 def test_down_cuts_towards_zero() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import uuid
 from collections.abc import Callable
@@ -175,6 +176,20 @@ def test_every_series_carries_version_and_slot(app: App) -> None:
     assert any(
         line.startswith("trading_order_duration_seconds_bucket") and 'le="+Inf"' in line for line in series
     )
+
+
+def test_durations_are_counted_in_buckets_that_grow_by_a_fifth(app: App) -> None:
+    submit(app, order("m1"), unique())
+    text = app.call("GET", "/metrics")[1]["text"]
+    name = 'trading_order_duration_seconds_bucket{path="http",le="'
+    rows = [line.removeprefix(name).partition('"') for line in text.splitlines() if line.startswith(name)]
+    bounds = [float(bound) for bound, _, _ in rows]
+    counts = [int(rest.rpartition(" ")[2]) for _, _, rest in rows]
+    assert (bounds[0], bounds[-1]) == (0.0003, float("inf"))
+    assert 3 <= bounds[-2] < 4
+    assert all(abs(after / before - 1.2) < 0.001 for before, after in itertools.pairwise(bounds[:-1]))
+    assert counts == sorted(counts)
+    assert counts[-1] >= 1
 
 
 def test_each_decision_is_one_log_line_and_one_audit_line(app: App, redis: Redis) -> None:

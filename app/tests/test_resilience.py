@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from servers import App, Nats, Redis, Server, order, until
+from servers import App, Nats, Redis, Server, order, until, verified
 
 
 def load(app_directory: Path, *options: str) -> subprocess.Popen[str]:
@@ -42,6 +44,70 @@ def judged(log: Path, redis: Redis, nats: Nats | None = None) -> dict[str, Any]:
     verdict = dict(json.loads(done.stdout))
     assert done.returncode == (0 if verdict["ok"] else 1)
     return verdict
+
+
+def test_without_a_venue_no_order_is_accepted_and_the_instance_is_not_ready(
+    redis: Redis, nats: Nats, start_app: Callable[..., App]
+) -> None:
+    app = start_app(redis.url, nats.url, ready=False, extra="venue: {adapter: none}\n")
+
+    def reasons() -> dict[str, str]:
+        found: dict[str, str] = app.call("GET", "/health/ready")[1].get("reasons", {})
+        return found
+
+    until(lambda: list(reasons()) == ["venue"], 10, "only the venue is missing")
+    assert "venue.adapter is none" in reasons()["venue"]
+    status, answer, headers = app.call("POST", "/api/orders", order("n1"), account="no-venue")
+    assert (status, answer["dependency"], headers["retry-after"]) == (503, "venue", "1")
+    assert app.call("GET", "/api/orders/n1", account="no-venue")[0] == 404
+    assert app.call("DELETE", "/api/orders/n1", account="no-venue")[0] == 404, "a cancel is looked at"
+
+
+def test_with_hold_orders_stay_accepted_and_nothing_is_sent(app: App) -> None:
+    assert app.call("POST", "/api/orders", order("h1"), account="holds")[0] == 201
+    assert app.call("GET", "/api/orders/h1", account="holds")[1]["status"] == "accepted"
+    assert any("nothing is sent" in line.get("detail", "") for line in app.lines())
+
+
+def test_new_orders_are_503_while_too_many_events_wait_and_cancels_are_not(
+    own_redis: Redis, own_nats: Nats, start_app: Callable[..., App]
+) -> None:
+    """The outbox of a bus that takes nothing is bounded; no event is lost, and orders are taken again."""
+    most = {"TRADING_REDIS_MAX_OUTBOX_EVENTS": "100", "TRADING_RISK_MAX_ORDERS_PER_SECOND": "0"}
+    app = start_app(own_redis.url, own_nats.url, **most)
+    own_redis.cli("SET", "trading:lease:outbox", "a holder that hangs", "PX", "600000")
+    for n in range(100):
+        assert app.call("POST", "/api/orders", order(f"b{n}"))[0] == 201
+    until(lambda: app.call("POST", "/api/orders", order("b100"))[0] == 503, 5, "the outbox is full")
+    status, answer, _ = app.call("POST", "/api/orders", order("b101"))
+    assert (status, answer["dependency"]) == (503, "outbox")
+    assert "redis.max_outbox_events is 100" in answer["detail"]
+    assert app.ready(), "it still answers, and cancels"
+    assert app.call("DELETE", "/api/orders/b0")[0] == 200
+    own_redis.cli("DEL", "trading:lease:outbox")
+    until(lambda: app.call("POST", "/api/orders", order("b102"))[0] == 201, 10, "it is taken again")
+    until(lambda: own_redis.cli("XLEN", "trading:outbox") == "0", 10, "every event is published")
+
+
+def test_the_audit_is_cut_at_its_age_and_the_ledger_can_still_be_verified(
+    own_redis: Redis, own_nats: Nats, start_app: Callable[..., App]
+) -> None:
+    """What was verified and is older; with 0s nothing ever goes."""
+    for n in range(1, 501):
+        own_redis.cli("XADD", "trading:audit", f"{n}-1", "e", "features.disabled", "account", "", "by", "ops")
+    often = {"TRADING_VERSIONING_VALIDATION_INTERVAL": "1s"}
+    keeps = start_app(own_redis.url, own_nats.url, TRADING_REDIS_AUDIT_RETENTION="0s", **often)
+    assert keeps.call("POST", "/api/orders", order("young"))[0] == 201
+    until(lambda: own_redis.cli("EXISTS", "trading:verified:progress") == "1", 20, "it was verified once")
+    assert int(own_redis.cli("XLEN", "trading:audit")) >= 501
+    app = start_app(own_redis.url, own_nats.url, TRADING_REDIS_AUDIT_RETENTION="1h", **often)
+    until(lambda: int(own_redis.cli("XLEN", "trading:audit")) <= 120, 20, "the old lines are gone")
+    assert "young" in own_redis.cli("XRANGE", "trading:audit", "-", "+")
+    assert verified(own_redis)["ok"]
+    assert keeps.ready()
+    trimmed = [line for line in app.lines() if line["event"] == "audit"]
+    assert sum(line["lines"] for line in trimmed) >= 400
+    assert not [line for line in keeps.lines() if line["event"] == "audit"]
 
 
 @pytest.mark.parametrize("victim", ["redis", "nats"])
@@ -151,7 +217,7 @@ def test_a_drain_loses_no_request(
     shooting = load(
         app.config.parent, "--url", app.url, "--rate", "200", "--duration", "1.5", "--log", str(log)
     )
-    until(lambda: "order" in app.log.read_text(), 5, "orders arrive")
+    until(lambda: '"event":"order"' in app.log.read_text(), 5, "orders arrive")
     app.signal(signal.SIGTERM)
     until(lambda: app.call("GET", "/health/ready")[0] == 503, 1, "not ready at once")
     status, answer, headers = app.call("GET", "/health/ready")
@@ -172,6 +238,26 @@ def test_a_drain_ends_even_if_everything_is_away(
     own_nats.kill()
     app.signal(signal.SIGTERM)
     assert app.wait(10) == 0
+
+
+def test_what_cannot_be_published_at_the_end_is_left_to_the_next_instance(
+    own_redis: Redis, own_nats: Nats, start_app: Callable[..., App]
+) -> None:
+    """NATS goes away before an instance is told to stop: it exits 0 in time, and no event is lost."""
+    app = start_app(own_redis.url, own_nats.url)
+    # The events wait while somebody else holds the lease.
+    until(lambda: own_redis.cli("GET", "trading:lease:outbox"), 5, "the instance publishes")
+    own_redis.cli("SET", "trading:lease:outbox", "another", "PX", "60000")
+    for n in range(5):
+        assert app.call("POST", "/api/orders", order(f"left-{n}"))[0] == 201
+    own_nats.kill()
+    own_redis.cli("DEL", "trading:lease:outbox")
+    app.signal(signal.SIGTERM)
+    assert app.wait(10) == 0
+    assert int(own_redis.cli("XLEN", "trading:outbox")) >= 5
+    own_nats.start()
+    start_app(own_redis.url, own_nats.url)
+    until(lambda: own_redis.cli("XLEN", "trading:outbox") == "0", 10, "the next instance publishes it")
 
 
 def test_a_port_that_is_taken_is_said_with_71(app: App, tmp_path: Path) -> None:
@@ -222,3 +308,25 @@ def test_the_judge_sees_a_lost_a_doubled_and_a_changed_order(
     )
     verdict = judged(log, own_redis)
     assert (verdict["ok"], verdict["lost"], verdict["doubled"], verdict["different"]) == (False, 1, 1, 1)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_an_instance_opens_no_more_connections_than_the_pool_has(
+    size: int, own_redis: Redis, nats: Nats, start_app: Callable[..., App]
+) -> None:
+    """Reads that come at once get connections of their own, up to redis.pool_size; orders have one."""
+    app = start_app(own_redis.url, nats.url, TRADING_REDIS_POOL_SIZE=str(size))
+    for n in range(100):
+        app.call("POST", "/api/orders", order(f"o{n}", quantity="0.00001"))
+    threads = [
+        threading.Thread(target=lambda: [app.call("GET", "/api/orders?limit=1000") for _ in range(10)])
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    names = re.findall(r"name=(trading-bot:blue\S*)", own_redis.cli("CLIENT", "LIST"))
+    assert sorted(set(names)) == ["trading-bot:blue", "trading-bot:blue:feed", "trading-bot:blue:read"]
+    assert len(names) == size
+    assert names.count("trading-bot:blue:read") == size - 2

@@ -205,13 +205,13 @@ def test_without_a_key_no_hotfix_is_applied(app: App, keys: Path) -> None:
 
 def test_a_dry_run_decides_and_leaves_no_trace(fleet: tuple[App, App, Redis]) -> None:
     app, _, redis = fleet
-    before = redis.cli("DBSIZE")
+    before = redis.cli("XLEN", "trading:audit")
     body, dry = order("d1"), {"X-Dry-Run": "true"}
     status, answer, _ = app.call("POST", "/api/orders", body, account="dry", headers=dry)
     assert (status, answer["decision"], answer["again"]) == (200, "accepted", False)
     _, answer, _ = app.call("POST", "/api/orders", order("d2", quantity="9"), account="dry", headers=dry)
     assert (answer["decision"], answer["rule"], answer["value"]) == ("refused", "max_position_size", "450000")
-    assert redis.cli("DBSIZE") == before
+    assert (redis.cli("KEYS", "*:dry*"), redis.cli("XLEN", "trading:audit")) == ("", before)
     assert app.call("POST", "/api/orders", body, account="dry")[0] == 201
 
 

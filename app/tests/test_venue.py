@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+import nats as nats_client
 import pytest
+
+from trading_bot.domain.traffic import Traffic
 
 from servers import App, Nats, PaperVenue, Redis, listening, order, until, verified
 
@@ -196,6 +202,73 @@ def test_another_instance_picks_up_what_a_dead_one_left(
     assert verified(own_redis, venue)["ok"]
 
 
+def put_traffic(nats: Nats, traffic: Traffic) -> None:
+    async def run() -> None:
+        client = await nats_client.connect(nats.url)
+        bucket = await client.jetstream().key_value("release")
+        await bucket.put("traffic", msgspec.json.encode(traffic))
+        await client.close()
+
+    asyncio.run(run())
+
+
+def metric(app: App, name: str) -> float:
+    lines = app.call("GET", "/metrics")[1]["text"].splitlines()
+    return float(next(x for x in lines if x.startswith(name + "{")).rpartition(" ")[2])
+
+
+def is_member(app: App) -> bool:
+    return metric(app, "trading_member") == 1
+
+
+def test_only_members_of_the_fleet_send_orders_follow_the_venue_and_publish(
+    own_redis: Redis, own_nats: Nats, venue: PaperVenue, start_app: Callable[..., App]
+) -> None:
+    """A leftover that the map does not name takes no part, though it runs alone, until it is named again."""
+    section = venue_section(venue)
+    names = {"blue": "r1", "green": "r2"}
+    leftover = start_app(own_redis.url, own_nats.url, slot="green", extra=section, TRADING_RELEASE_ID="r9")
+    until(lambda: own_redis.cli("HGET", "trading:marks", "BTC-USDT"), 5, "a mark")
+    leftover.call("POST", "/api/orders", order("first", type="market", price=None))
+    reaches(leftover, "first", "filled")
+    until(lambda: own_redis.cli("XLEN", "trading:outbox") == "0", 5, "its events are published")
+    put_traffic(own_nats, Traffic("blue", "green", "s", 5000, names))
+    until(lambda: not is_member(leftover), 5, "it knows that it is none")
+    leases = ("trading:lease:reports", "trading:lease:outbox")
+    until(lambda: not any(own_redis.cli("GET", lease) for lease in leases), 5, "its leases are given back")
+    assert leftover.ready()
+    assert leftover.call("POST", "/api/orders", order("m1", type="market", price=None))[0] == 201
+    time.sleep(1)  # ten looks of a dispatcher
+    assert state(leftover, "m1")["status"] == "accepted"
+    assert not any(own_redis.cli("GET", lease) for lease in leases)
+    assert own_redis.cli("XLEN", "trading:outbox") == "1"
+    member = start_app(own_redis.url, own_nats.url, slot="blue", extra=section)
+    reaches(member, "m1", "filled")
+    until(lambda: own_redis.cli("XLEN", "trading:outbox") == "0", 5, "the member publishes")
+    member.kill()
+    assert leftover.call("POST", "/api/orders", order("m2", type="market", price=None))[0] == 201
+    put_traffic(own_nats, Traffic("blue", "green", "s", 5000, {"blue": "r1", "green": "r9"}))
+    reaches(leftover, "m2", "filled")
+    until(lambda: own_redis.cli("XLEN", "trading:outbox") == "0", 10, "it publishes again")
+    assert verified(own_redis, venue)["ok"]
+
+
+def test_an_execution_that_another_order_had_is_counted_and_told(
+    own_redis: Redis, own_nats: Nats, venue: PaperVenue, start_app: Callable[..., App]
+) -> None:
+    app = start_app(own_redis.url, own_nats.url, extra=venue_section(venue))
+    until(lambda: own_redis.cli("HGET", "trading:marks", "BTC-USDT"), 5, "a mark")
+    assert app.call("POST", "/api/orders", order("d1", type="market", price=None))[0] == 201
+    reaches(app, "d1", "filled")
+    assert metric(app, "trading_duplicated_executions_total") == 0
+    assert metric(app, "trading_fenced_writes_total") == 0
+    head = venue.call("GET", "/v1/head")["last"]
+    own_redis.cli("SADD", "trading:trades:paper", *(f"t{head + n}" for n in range(1, 20)))
+    assert app.call("POST", "/api/orders", order("d2", type="market", price=None))[0] == 201
+    until(lambda: metric(app, "trading_duplicated_executions_total") == 1, 10, "it is counted")
+    assert [line["order"] for line in app.lines() if line["event"] == "defect"] == ["d2"]
+
+
 def test_an_instance_is_not_ready_before_it_is_reconciled(
     own_redis: Redis, own_nats: Nats, venue: PaperVenue, start_app: Callable[..., App]
 ) -> None:
@@ -226,6 +299,6 @@ def test_verify_ledger_sees_what_was_tampered_with(trading: Trading) -> None:
     trading.redis.cli("HINCRBY", f"trading:account:{trading.account}", "q:BTC-USDT", "1")
     verdict = trading.verified()
     assert not verdict["ok"]
-    assert f"{trading.account}: positions" in verdict["examples"][0]
+    assert f"{trading.account}: q:BTC-USDT" in verdict["examples"][0]
     trading.redis.cli("HINCRBY", f"trading:account:{trading.account}", "q:BTC-USDT", "-1")
     assert trading.verified()["ok"]

@@ -114,6 +114,12 @@ async def until(condition: Callable[[], bool], what: str) -> None:
     pytest.fail(f"not within 10 s: {what}")
 
 
+async def flush(connection: Client) -> None:
+    """Return once the server has all that was sent: nats-py's first ping overtakes what is buffered, the second does not."""
+    await connection.flush()
+    await connection.flush()
+
+
 def test_rendered_configuration_passes_the_check_that_guards_it(bus: Bus) -> None:
     result = bus.check()
     assert result.returncode == 0, result.stderr
@@ -157,7 +163,7 @@ def test_order_goes_from_client_to_app_and_back(bus: Bus) -> None:
             await message.respond(b"accepted")
 
         await app.subscribe("trading.orders.submit.*", queue="blue", cb=answer)
-        await app.flush()
+        await flush(app)
         for _ in range(5):
             assert (await client.request("trading.orders.submit.a1", b"{}", timeout=5)).data == b"accepted"
         await app.close()
@@ -190,10 +196,25 @@ def test_app_has_its_stream_and_follows_the_split_that_the_engine_sets(bus: Bus)
     run(main())
 
 
+def test_slot_hears_the_copies_of_orders_that_the_other_slot_makes(bus: Bus) -> None:
+    async def main() -> None:
+        stable, shadow = await bus.connect("trading_bot"), await bus.connect("trading_bot")
+        copies = await shadow.subscribe("trading.shadow.green", queue="green")
+        await flush(shadow)
+        await stable.publish("trading.shadow.green", b"{}")
+        assert (await copies.next_msg(timeout=5)).data == b"{}"
+        await stable.close()
+        await shadow.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("user", "subject"),
     [
         ("client", "trading.events.order"),
+        ("client", "trading.shadow.green"),
+        ("release", "trading.shadow.green"),
         ("client", "trading.control.halt"),
         ("client", "$KV.release.traffic"),
         ("client", "$JS.API.STREAM.LIST"),
@@ -225,6 +246,7 @@ def test_user_may_not_publish(bus: Bus, user: str, subject: str) -> None:
     [
         ("client", "trading.orders.submit.*"),
         ("client", "trading.events.>"),
+        ("client", "trading.shadow.>"),
         ("client", ">"),
         ("release", "trading.>"),
         ("trading_bot", ">"),

@@ -194,6 +194,7 @@ def test_app_is_refused_for_real(ledger: Ledger) -> None:
             refused()
     script = client.script_load("return redis.call('GET', KEYS[1])")
     assert client.evalsha(script, 1, "trading:order") == "1"
+    assert client.evalsha_ro(script, 1, "trading:order") == "1"
     with pytest.raises(redis.ResponseError):
         client.evalsha(script, 1, "other:order")
 

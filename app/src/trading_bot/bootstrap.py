@@ -8,7 +8,7 @@ import dataclasses
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from importlib import metadata
 
@@ -20,25 +20,35 @@ from trading_bot.adapters import signing
 from trading_bot.adapters.logs import JsonLog
 from trading_bot.adapters.metrics import Metrics
 from trading_bot.adapters.nats.bus import Bus, Settings
+from trading_bot.adapters.nats.tail import EventTail
 from trading_bot.adapters.redis import ledger as redis
-from trading_bot.adapters.redis.connection import Client, Endpoint
+from trading_bot.adapters.redis.accounts import RedisAccounts, RedisAlerts
+from trading_bot.adapters.redis.connection import Client, Endpoint, Pool
+from trading_bot.adapters.redis.probe import RedisFeed, RedisProbe
 from trading_bot.adapters.tokens import Tokens
 from trading_bot.config import Config
 from trading_bot.domain.limits import Limits
+from trading_bot.domain.money import SCALE
 from trading_bot.domain.traffic import Traffic, TrafficGate
 from trading_bot.entrypoints.bus import BusApi
 from trading_bot.entrypoints.cork import CorkedProtocol
 from trading_bot.entrypoints.http import HttpApi
-from trading_bot.errors import CannotListen, ConfigError, TradingError, Unavailable
-from trading_bot.ports import Probe, Venue
-from trading_bot.service.dispatch import Dispatcher
+from trading_bot.errors import CannotListen, ConfigError, ConfigIssue, TradingError, Unavailable
+from trading_bot.ports import Event, Log, Probe, Venue
+from trading_bot.service.alerts import Alerts
+from trading_bot.service.dispatch import Dispatcher, NoVenue
 from trading_bot.service.hotfix import tightened
 from trading_bot.service.instance import Identity, Instance
 from trading_bot.service.marks import Marks
 from trading_bot.service.relay import Relay
+from trading_bot.service.retention import Backlog, Retention
+from trading_bot.service.risk import RiskSettings, RiskWatch, gauges
+from trading_bot.service.shadow import Mirror, Shadow
+from trading_bot.service.streams import Streams
 from trading_bot.service.submit import OUTCOMES, OrderDesk
 from trading_bot.service.switches import Switches
 from trading_bot.service.telemetry import Telemetry
+from trading_bot.service.verification import Verifier
 
 
 def version() -> str:
@@ -89,18 +99,20 @@ class Executor:
 
         self._client = Client(endpoint, name=f"trading-bot:{identity.slot}", scripts=redis.SCRIPTS)
         self._feed = Client(endpoint, name=f"trading-bot:{identity.slot}:feed", deadline=5)
+        # The two above and this are all the connections there are: redis.pool_size.
+        size = settings.redis.pool_size - 2
+        self._reads = Pool(endpoint, name=f"trading-bot:{identity.slot}:read", size=size)
         holder = f"{name}/{os.getpid()}"
         self._outbox = redis.RedisOutbox(self._client, self._feed, holder=holder)
-        self._probe = redis.RedisProbe(
-            self._client, f"trading:instance:{name}", identity.version, self._prepare
-        )
+        self._probe = RedisProbe(self._client, f"trading:instance:{name}", identity.version, self._prepare)
         ledger = self._ledger = redis.RedisLedger(
             self._client,
             version=identity.version,
             slot=identity.slot,
             limits=Limits.of(settings.risk),
+            reads=self._reads,
         )
-        self._venue = _venue(settings)
+        self._venue = _venue(settings, log)
         book = self._book = redis.RedisBook(
             self._client,
             version=identity.version,
@@ -108,6 +120,7 @@ class Executor:
             holder=holder,
             venue=self._venue.name if self._venue else "none",
         )
+        gate = self._gate = TrafficGate(identity.slot, identity.release_id)
         self._marks = Marks(book)
         self._dispatcher = None
         if self._venue is not None:
@@ -117,8 +130,8 @@ class Executor:
                 log,
                 timeout=settings.venue.request_timeout,
                 recheck=settings.venue.recheck_interval,
+                member=gate.member,
             )
-        gate = self._gate = TrafficGate(identity.slot, identity.release_id)
         build = {
             "release_id": identity.release_id,
             "image": identity.image,
@@ -132,6 +145,7 @@ class Executor:
                 urls=[url.strip() for url in settings.nats.url.split(",")],
                 name=f"trading-bot {name}",
                 slot=identity.slot,
+                release=identity.release_id,
                 user=settings.nats.user,
                 password=lambda: _secret(settings.nats.password_file, "nats"),
                 reconnect_wait=settings.nats.reconnect_wait,
@@ -143,6 +157,7 @@ class Executor:
             on_request=self._on_request,
             on_tick=self._marks.tick,
             on_control=self._on_control,
+            on_copy=self._on_copy,
             on_change=lambda reason: log("nats", state="away" if reason else "usable", reason=reason),
         )
         self._client.on_change(
@@ -159,23 +174,70 @@ class Executor:
             log,
         )
         self._telemetry = Telemetry(
-            redis.RedisFeed(self._client),
+            RedisFeed(self._client),
             metrics.totals,
             {"instance": identity.instance, "version": identity.version, "slot": identity.slot},
             self._monitoring,
             lambda: self._switches.on("metrics_feed"),
+            lambda: self._risk.summary,
         )
+        self._alerts = Alerts(
+            RedisAlerts(self._client),
+            {"instance": identity.instance, "version": identity.version, "slot": identity.slot},
+            lambda: (self._settings.monitoring.alerts_channel, self._settings.monitoring.alert_interval),
+            log,
+        )
+        self._risk = RiskWatch(
+            RedisAccounts(self._reads, self._client, book, ledger),
+            lambda: ledger.limits,
+            self._alerts,
+            self._risk_settings,
+            identity.version,
+        )
+        metrics.labelled |= gauges(lambda: self._risk.summary)
+        metrics.counters["trading_alerts_total"] = (
+            "Alerts that this instance put on the board.",
+            lambda: {"": self._alerts.told},
+        )
+        metrics.counters["trading_alerts_dropped_total"] = (
+            "Alerts that came too fast for the board.",
+            lambda: {"": self._alerts.dropped},
+        )
+        self._mirror = Mirror(identity.slot, self._bus.copy, log)
+        shadow = self._shadow = Shadow(identity.slot, identity.release_id, ledger, log)
         nudge = self._dispatcher.nudge if self._dispatcher else lambda: None
-        self._desk = OrderDesk(ledger, needs, metrics.order, log, nudge)
-        ready: dict[str, Probe] = {**needs, **({"venue": self._dispatcher} if self._dispatcher else {})}
-        self.instance = Instance(identity, settings.sha256, ready, self._switches)
+        self._backlog = Backlog(self._outbox, settings.redis.max_outbox_events)
+        self._retention = Retention(
+            redis.RedisAudit(self._client), settings.redis.audit_retention, log, gate.member
+        )
+        intake: dict[str, Probe] = {"outbox": self._backlog}
+        ready: dict[str, Probe] = dict(needs)
+        if self._dispatcher is not None:
+            ready["venue"] = self._dispatcher
+        elif settings.venue.adapter == "none":
+            ready["venue"] = intake["venue"] = NoVenue()
+        self._desk = OrderDesk(ledger, needs, metrics.order, log, nudge, self._mirror, intake)
+        self._desk.on_conflict = self._alerts.conflict
+        self.instance = Instance(identity, settings.sha256, ready, self._switches, lambda: gate.current)
         prefix = f"{identity.instance}-{identity.slot}-{self.instance.started_ms:x}"
         self._bus_api = BusApi(gate, self._desk, tokens, prefix, log)
-        self._relay = Relay(self._outbox, self._bus, log)
-        self._pending = 0
+        self._relay = Relay(self._outbox, self._bus, log, gate.member, self._hear)
         metrics.gauges["trading_ready"] = (
             "1 while the instance takes orders.",
             lambda: not self.instance.not_ready(),
+        )
+        metrics.gauges["trading_member"] = (
+            "1 while the instance sends orders and publishes events: the traffic map gives it a part.",
+            gate.member,
+        )
+        dispatcher = self._dispatcher
+        metrics.counters["trading_duplicated_executions_total"] = (
+            "Fills beyond an order's quantity, and trades that came a second time with another content.",
+            lambda: {"": dispatcher.doubled if dispatcher else 0},
+        )
+        metrics.counters["trading_fenced_writes_total"] = (
+            "Conclusions that came after another instance had taken the order over, and were not written.",
+            lambda: {"": dispatcher.fenced if dispatcher else 0},
         )
         metrics.gauges["trading_redis_up"] = (
             "1 while Redis is usable.",
@@ -188,18 +250,49 @@ class Executor:
         )
         metrics.gauges["trading_outbox_pending"] = (
             "Events that the bus has yet to store.",
-            lambda: self._pending,
+            lambda: self._backlog.pending,
         )
-        rate = settings.risk.margin_rate
+        verifier = self._verifier = Verifier(
+            redis.RedisArchive(self._client, self._reads, holder=holder),
+            lambda: self._settings.versioning.validation_interval,
+            {"version": identity.version, "slot": identity.slot},
+            log,
+            gate.member,
+        )
+        metrics.gauges["trading_ledger_differences"] = (
+            "Where the ledger differs from what its audit tells, by the last verification of any instance.",
+            lambda: verifier.known.count,
+        )
+        metrics.gauges["trading_ledger_verified_timestamp_seconds"] = (
+            "When the ledger was last verified, by any instance.",
+            lambda: verifier.known.verified_ms / 1000,
+        )
+        metrics.counters["trading_risk_limit_passed_total"] = (
+            "Orders found accepted past a limit that was in force, by this instance's verification.",
+            lambda: {"": verifier.limits_passed},
+        )
+        metrics.counters |= shadow_counters(self._mirror, shadow)
+        self._streams = Streams(EventTail(self._bus), settings.server.max_streams)
+        metrics.gauges["trading_event_streams"] = (
+            "Streams of events that are open.",
+            lambda: self._streams.count,
+        )
+        metrics.labelled["trading_versioning"] = (
+            "What a release is judged by: keys of the section versioning, durations in seconds.",
+            lambda: {f'key="{key}"': float(x) for key, x in vars(self._settings.versioning).items()},
+        )
         api = HttpApi(
             self.instance,
             self._desk,
             self._switches,
+            self._streams,
             tokens,
             self._render_metrics,
-            rate,
+            lambda: Decimal(ledger.limits.margin_rate) / SCALE,
             metrics.response,
             log,
+            shadow.shown,
+            settings.server.debug,
         )
         self._server = _Server(
             uvicorn.Config(
@@ -256,13 +349,21 @@ class Executor:
         )
         if not settings.server.tokens_file:
             self._log("warning", detail="server.tokens_file is not set: every order is refused with 401")
+        if settings.venue.adapter == "hold":
+            self._log("warning", detail="venue.adapter is hold: orders are accepted and nothing is sent")
         self._client.start()
         self._feed.start()
+        self._reads.start()
         self._bus.start()
         loop = asyncio.get_running_loop()
         relaying = loop.create_task(self._relay.run())
         background = [relaying, loop.create_task(self._probe.run()), loop.create_task(self._marks.run())]
         background += [loop.create_task(self._switches.run()), loop.create_task(self._telemetry.run())]
+        background += [loop.create_task(self._alerts.run()), loop.create_task(self._risk.follow())]
+        background += [loop.create_task(self._risk.sweep())]
+        background += [loop.create_task(self._mirror.run()), loop.create_task(self._shadow.run())]
+        background += [loop.create_task(self._backlog.run()), loop.create_task(self._retention.run())]
+        background.append(loop.create_task(self._verifier.run()))
         if self._dispatcher is not None:
             background += [
                 loop.create_task(self._dispatcher.run()),
@@ -283,6 +384,8 @@ class Executor:
         for task in (serving, opening, *background):
             task.cancel()
         await asyncio.gather(serving, opening, *background, return_exceptions=True)
+        with contextlib.suppress(TradingError):
+            await self._book.leave("risk")
         if self._venue is not None:
             await self._venue.close()
             with contextlib.suppress(TradingError):
@@ -290,6 +393,7 @@ class Executor:
         await self._bus.stop()
         await self._client.stop()
         await self._feed.stop()
+        await self._reads.stop()
         self._log("stop", outcome="stopped")
         self._log.flush()
 
@@ -305,6 +409,8 @@ class Executor:
         await self._bus.stop_requests()
         await self._bus_api.finish()
         await asyncio.sleep(self._settings.server.drain_notice)
+        # Whoever followed events here goes on elsewhere: new connections no longer come to this instance.
+        self._streams.closing.set()
         self._server.should_exit = True
         await serving
         self._desk.closed = True
@@ -323,6 +429,14 @@ class Executor:
         section = self._settings.monitoring
         return section.collect_interval, section.retention_period, section.metrics_channel
 
+    def _risk_settings(self) -> RiskSettings:
+        section = self._settings.monitoring
+        return RiskSettings(section.collect_interval, float(section.alert_at), section.account_series)
+
+    def _hear(self, events: Sequence[Event]) -> None:
+        self._alerts.heard(events)
+        self._risk.heard(events)
+
     async def _announce(self) -> None:
         await self._bus.announce()
 
@@ -340,27 +454,84 @@ class Executor:
         traffic = self._gate.current
         canary = traffic is not None and traffic.canary == self.instance.identity.slot and traffic.cut > 0
         risk = tightened(self._settings.risk, self._switches.hotfixes)
+        self._shadow.limits = Limits.of(risk)
         self._ledger.limits = Limits.of(risk, risk.canary_fraction if canary else Decimal(1))
 
     def _on_begin(self, traffic: Traffic | None) -> None:
         self._gate.begin(traffic)
+        self._follow(traffic)
+
+    def _follow(self, traffic: Traffic | None) -> None:
+        self._mirror.follow(traffic)
+        self._shadow.follow(traffic)
         self._hold_to_limits()
+
+    def _on_copy(self, data: bytes) -> None:
+        self._shadow.hear(data)
 
     def _on_traffic(self, traffic: Traffic) -> None:
         if self._gate.update(traffic, asyncio.get_running_loop().time()):
-            self._hold_to_limits()
+            self._follow(traffic)
             self._log(
-                "traffic", stable=traffic.stable, canary=traffic.canary, salt=traffic.salt, cut=traffic.cut
+                "traffic",
+                stable=traffic.stable,
+                canary=traffic.canary,
+                salt=traffic.salt,
+                cut=traffic.cut,
+                shadow=traffic.shadow,
+                member=self._gate.member(),
             )
 
     async def _render_metrics(self) -> bytes:
         with contextlib.suppress(TradingError):
-            self._pending = await self._outbox.pending()
+            self._backlog.pending = await self._outbox.pending()
         self._metrics.published = self._relay.published
         return self._metrics.render()
 
 
-def _venue(settings: Config) -> Venue | None:
+def shadow_counters(mirror: Mirror, shadow: Shadow) -> dict[str, tuple[str, Callable[[], dict[str, float]]]]:
+    def skipped() -> dict[str, float]:
+        return {f'reason="{reason}"': n for reason, n in (mirror.skipped + shadow.skipped).items()}
+
+    return {
+        "trading_shadow_mirrored_total": (
+            "Copies of decided orders sent to the slot on trial.",
+            lambda: {"": mirror.mirrored},
+        ),
+        "trading_shadow_compared_total": (
+            "Copies that this instance decided and compared.",
+            lambda: {"": shadow.compared},
+        ),
+        "trading_shadow_skipped_total": ("Copies that were dropped or not compared.", skipped),
+        "trading_shadow_differences_total": (
+            "Copies that this instance decided otherwise.",
+            lambda: {"": shadow.differences},
+        ),
+    }
+
+
+def _venue(settings: Config, log: Log) -> Venue | None:
+    venue = settings.venue
+    if venue.adapter == "ccxt":
+        try:
+            from trading_bot.adapters.venues import ccxt
+        except ImportError as error:
+            issue = ConfigIssue("venue.adapter", "pip install 'trading-bot[ccxt]' for ccxt", str(error))
+            raise ConfigError(settings.file, [issue]) from None
+        if not venue.sandbox:
+            log("warning", detail=f"venue.sandbox is false: orders go to {venue.exchange} with real money")
+        return ccxt.CcxtVenue(
+            ccxt.Settings(
+                exchange=venue.exchange,
+                sandbox=venue.sandbox,
+                timeout=venue.request_timeout,
+                url=venue.exchange_url,
+                symbols=tuple(instrument.symbol for instrument in venue.instruments),
+                key=lambda: config.read_secret(venue.api_key_file),
+                secret=lambda: config.read_secret(venue.api_secret_file),
+            ),
+            log,
+        )
     if settings.venue.adapter == "paper":
         from trading_bot.adapters.venues.paper import PaperVenueClient
 
@@ -372,6 +543,10 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Accepted connections inherit it: a client that takes nothing in is dropped with all that waits for it.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+    # A bound on what the kernel holds for each: by itself it would hold megabytes for a reader that is slow.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 256 * 1024)
     try:
         listener.bind((host, port))
     except OSError as error:

@@ -87,20 +87,26 @@ def _boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
-def _url(*schemes: str) -> Parse:
+def _url(*schemes: str, several: bool = False, path: str = "/?") -> Parse:
     def parse(text: str) -> str:
         expected = "a URL such as " + " or ".join(f"{scheme}://host:port" for scheme in schemes)
-        for part in text.split(","):
+        for part in text.split(",") if several else [text]:
             try:
                 split = urlsplit(part.strip())
                 port = split.port
             except ValueError:
                 raise _Wrong(expected) from None
-            if split.scheme not in schemes or not split.hostname or port == 0:
+            fits = re.fullmatch(path, split.path) and not split.query and not split.fragment
+            if split.scheme not in schemes or not split.hostname or port == 0 or not fits:
                 raise _Wrong(expected)
         return text
 
     return parse
+
+
+def _optional_url(*schemes: str) -> Parse:
+    parse = _url(*schemes, path=".*")
+    return lambda text: parse(text) if text else text
 
 
 def _text(text: str) -> str:
@@ -155,15 +161,18 @@ KEYS: dict[str, dict[str, Key]] = {
         "drain_notice": Key(_duration_within("0s", "5m"), "3s"),
         "tokens_file": Key(_optional_text, ""),
         "hotfix_key_file": Key(_optional_text, ""),
+        "max_streams": Key(_integer(0, 10_000), "200"),
     },
     "redis": {
-        "url": Key(_url("redis", "rediss"), "redis://localhost:6379/0", secret=True),
+        "url": Key(_url("redis", "rediss", path="(/[0-9]*)?"), "redis://localhost:6379/0", secret=True),
         "pool_size": Key(_integer(3, 1000), "10"),
+        "max_outbox_events": Key(_integer(100, 100_000_000), "200000"),
+        "audit_retention": Key(_duration_within("0s", "3650d"), "30d"),
         "username": Key(_optional_text, ""),
         "password_file": Key(_optional_text, ""),
     },
     "nats": {
-        "url": Key(_url("nats", "tls"), "nats://localhost:4222", secret=True),
+        "url": Key(_url("nats", "tls", several=True), "nats://localhost:4222", secret=True),
         "max_reconnects": Key(_integer(-1, 1_000_000), "-1"),
         "reconnect_wait": Key(_duration_within("10ms", "1m"), "1s"),
         "user": Key(_optional_text, ""),
@@ -186,8 +195,13 @@ KEYS: dict[str, dict[str, Key]] = {
         "canary_fraction": Key(_decimal("0.0001", "1"), "1"),
     },
     "venue": {
-        "adapter": Key(_one_of("none", "paper"), "none"),
-        "url": Key(_url("http", "https"), "http://127.0.0.1:9200"),
+        "adapter": Key(_one_of("none", "hold", "paper", "ccxt"), "none"),
+        "url": Key(_url("http", path=".*"), "http://127.0.0.1:9200"),
+        "exchange": Key(_one_of("binance"), "binance"),
+        "sandbox": Key(_boolean, "true"),
+        "exchange_url": Key(_optional_url("http", "https"), ""),
+        "api_key_file": Key(_optional_text, ""),
+        "api_secret_file": Key(_optional_text, ""),
         "request_timeout": Key(_duration_within("50ms", "1m"), "2s"),
         "recheck_interval": Key(_duration_within("1s", "1h"), "15s"),
         "instruments": Key(_instruments, DEFAULT_INSTRUMENTS),
@@ -196,6 +210,9 @@ KEYS: dict[str, dict[str, Key]] = {
         "collect_interval": Key(_duration_within("1s", "1h"), "10s"),
         "retention_period": Key(_duration_within("1m", "365d"), "24h"),
         "alerts_channel": Key(_channel, "trading:alerts"),
+        "alert_at": Key(_decimal("0.01", "1"), "0.8"),
+        "alert_interval": Key(_duration_within("1s", "24h"), "5m"),
+        "account_series": Key(_integer(0, 200), "20"),
         "metrics_channel": Key(_channel, "trading:metrics"),
     },
     "versioning": {
@@ -216,12 +233,15 @@ class Server:
     drain_notice: float
     tokens_file: str
     hotfix_key_file: str
+    max_streams: int
 
 
 @dataclass(frozen=True)
 class Redis:
     url: str = field(repr=False)
     pool_size: int
+    max_outbox_events: int
+    audit_retention: float
     username: str
     password_file: str
 
@@ -257,10 +277,15 @@ class Risk:
 
 @dataclass(frozen=True)
 class Venue:
-    """Where orders go. With the adapter ``none`` they stay accepted and are not sent anywhere."""
+    """Where orders go. With the adapter ``none`` no order is taken; with ``hold`` they stay accepted."""
 
     adapter: str
     url: str
+    exchange: str
+    sandbox: bool
+    exchange_url: str
+    api_key_file: str
+    api_secret_file: str
     request_timeout: float
     recheck_interval: float
     instruments: list[Instrument]
@@ -271,6 +296,9 @@ class Monitoring:
     collect_interval: float
     retention_period: float
     alerts_channel: str
+    alert_at: Decimal
+    alert_interval: float
+    account_series: int
     metrics_channel: str
 
 
@@ -347,6 +375,10 @@ def parse(path: str, content: bytes, environ: Mapping[str, str]) -> Config:
     if "server" in sections and sections["server"].drain_notice >= sections["server"].drain_timeout:
         notice = f"{sections['server'].drain_notice:g}s"
         issues.append(ConfigIssue("server.drain_notice", "less than server.drain_timeout", notice))
+    if "venue" in sections and sections["venue"].adapter == "ccxt":
+        for name in ("api_key_file", "api_secret_file"):
+            if not getattr(sections["venue"], name):
+                issues.append(ConfigIssue(f"venue.{name}", "a file, with the adapter ccxt", "none"))
     if issues:
         raise ConfigError(path, issues)
     return Config(file=path, sha256=hashlib.sha256(content).hexdigest(), **sections)
@@ -364,6 +396,8 @@ def _read(path: str, content: bytes, issues: list[ConfigIssue]) -> dict[tuple[st
         where = f"line {mark.line + 1}" if mark else "(file)"
         problem = getattr(error, "problem", None) or "not YAML"
         raise ConfigError(path, [ConfigIssue(where, "YAML", problem)]) from None
+    except RecursionError:
+        raise ConfigError(path, [ConfigIssue("(file)", "sections of keys", "far deeper nesting")]) from None
     found: dict[tuple[str, str], tuple[str, str]] = {}
     if root is None:
         return found
@@ -371,7 +405,7 @@ def _read(path: str, content: bytes, issues: list[ConfigIssue]) -> dict[tuple[st
         raise ConfigError(path, [ConfigIssue("(file)", "sections of keys", root.tag.rpartition(":")[2])])
     seen: set[str] = set()
     for section_node, keys_node in root.value:
-        section = str(section_node.value)
+        section = _word(section_node)
         if section not in KEYS:
             issues.append(ConfigIssue(section, f"one of {', '.join(KEYS)}", "an unknown section"))
             continue
@@ -379,10 +413,10 @@ def _read(path: str, content: bytes, issues: list[ConfigIssue]) -> dict[tuple[st
             issues.append(ConfigIssue(section, "one section of that name", "it a second time"))
         seen.add(section)
         if not isinstance(keys_node, yaml.MappingNode):
-            issues.append(ConfigIssue(section, "keys below it", repr(keys_node.value)))
+            issues.append(ConfigIssue(section, "keys below it", repr(_word(keys_node))))
             continue
         for name_node, value_node in keys_node.value:
-            name = str(name_node.value)
+            name = _word(name_node)
             where = f"{section}.{name}"
             if name not in KEYS[section]:
                 expected = f"one of {', '.join(KEYS[section])}"
@@ -394,6 +428,11 @@ def _read(path: str, content: bytes, issues: list[ConfigIssue]) -> dict[tuple[st
             else:
                 found[section, name] = (value_node.value, "")
     return found
+
+
+def _word(node: Any) -> str:
+    """What a node says if it is one word; what else it is named for (its aliases could make it endless)."""
+    return node.value if isinstance(node.value, str) else f"a {node.id}"
 
 
 def _override(

@@ -55,6 +55,15 @@ class Unavailable(TradingError):
         super().__init__(f"{dependency}: {reason}")
 
 
+class TooMany(TradingError):
+    """A bound on how many there may be at once was reached."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        self.what = what
+        self.limit = limit
+        super().__init__(f"at most {limit} {what}")
+
+
 class VenueTimeout(TradingError):
     """The venue gave no usable answer: whether it did what was asked is not known."""
 

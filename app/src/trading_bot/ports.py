@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Literal, Protocol
 
 import msgspec
 
-from trading_bot.domain.admission import Admission
+from trading_bot.domain.admission import Admission, Facts
+from trading_bot.domain.audit import OrderFields
 from trading_bot.domain.instrument import Instrument
 from trading_bot.domain.lifecycle import State
+from trading_bot.domain.limits import Limits
 from trading_bot.domain.order import Order
 from trading_bot.domain.position import Account
 
@@ -63,6 +65,14 @@ class OrderView(msgspec.Struct, frozen=True):
     limit: str
     value: str
     cancel_wanted: bool
+    total: int
+    """What is wanted in all: the order's own quantity, and ``before``."""
+    before: int
+    """What the orders that it replaces have filled."""
+    awaits: str
+    """The order whose end it awaits before it is sent."""
+    replaces: str
+    replaced_by: str
 
 
 class CancelCode(IntEnum):
@@ -98,11 +108,23 @@ class Task(msgspec.Struct, frozen=True):
 class Ledger(Protocol):
     """The one place where orders are decided. Every method raises Unavailable while it is away."""
 
-    def admit(self, order: Order, request_id: str, /, *, dry: bool = False) -> Awaitable[Admission]:
+    def admit(
+        self, order: Order, request_id: str, /, *, dry: bool = False, tell: bool = False
+    ) -> Awaitable[Admission]:
         """Decide ``order`` in one atomic step; the same order again gets the same decision.
 
-        ``dry`` decides without leaving a trace.
+        ``dry`` decides without leaving a trace. ``tell`` asks for the facts that it was decided from.
         """
+
+    async def replace(
+        self, replaced: OrderView, order: Order, request_id: str, *, dry: bool = False
+    ) -> tuple[Admission, str]:
+        """Decide ``order``, whose quantity is what is wanted in all, in the place of ``replaced``; the
+        decision and the state of ``replaced``, which stays as it was unless the order is accepted."""
+
+    async def judge(self, order: Order, facts: Facts, limits: Limits) -> Admission | None:
+        """What ``order`` gets from ``facts`` under ``limits``, without a trace; None where more is needed to
+        decide it."""
 
     async def cancel(self, account: str, client_order_id: str, request_id: str) -> tuple[CancelCode, str]:
         """Cancel, or ask for it; the code and the order's state."""
@@ -140,11 +162,14 @@ class Book(Protocol):
         fence: int | None = None,
         again_in: float | None = None,
         reason: str = "",
-    ) -> tuple[SettleCode, int]:
-        """Apply what the venue says; how, and how many fills were new."""
+    ) -> tuple[SettleCode, int, int]:
+        """Apply what the venue says; how, how many fills were new, and how many executions were doubled."""
 
     async def lead(self, what: str, lease: float) -> bool:
         """Take or renew a lease that one instance at a time holds."""
+
+    async def leave(self, what: str) -> None:
+        """Give a lease back, so that another instance goes on at once."""
 
     async def seen(self) -> int | None:
         """The number of the venue's last report that was applied."""
@@ -155,6 +180,51 @@ class Book(Protocol):
         """Symbol to (price, ms); an older mark does not replace a newer one."""
 
     async def note_instruments(self, instruments: Iterable[Instrument], *, replace: bool) -> None: ...
+
+
+class View(msgspec.Struct, frozen=True):
+    """An account at one instant: the lines of the audit up to it, and what the ledger holds. ``whole`` is
+    False where there are more lines than were asked for; then there are only lines."""
+
+    lines: list[tuple[str, dict[str, str]]]
+    whole: bool
+    fields: dict[str, str]
+    fills: int
+    orders: dict[str, OrderFields]
+
+
+class Archive(Protocol):
+    """The audit, and how far the ledger was verified against it."""
+
+    async def lead(self, what: str, lease: float) -> bool:
+        """Take or renew a lease that one instance at a time holds."""
+
+    async def leave(self, what: str) -> None: ...
+
+    async def lines(self, after: str, count: int) -> list[tuple[str, dict[str, str]]]:
+        """Id and fields of the next lines of the audit."""
+
+    async def inspect(self, account: str, orders: Sequence[str], after: str, count: int) -> View: ...
+
+    async def begins(self) -> bool:
+        """Whether the audit has its first line still."""
+
+    async def limits(self) -> dict[str, str]:
+        """Every set of limits that was ever in force, by its name."""
+
+    async def progress(self) -> bytes | None: ...
+
+    async def told(self, accounts: Sequence[str]) -> list[bytes | None]:
+        """What ``keep`` was given for each account."""
+
+    async def keep(
+        self,
+        what: str,
+        progress: bytes,
+        accounts: Mapping[str, bytes],
+        findings: Sequence[Mapping[str, str]],
+    ) -> bool:
+        """Keep all of it, with a line in the audit for each finding; False without the lease ``what``."""
 
 
 class Venue(Protocol):
@@ -177,6 +247,10 @@ class Venue(Protocol):
     async def head(self) -> int:
         """The number of the latest report."""
 
+    async def prices(self) -> dict[str, tuple[int, int]]:
+        """The last prices and their ms by symbol, from a venue that has to be asked; empty from one that
+        publishes them."""
+
     async def instruments(self) -> list[Instrument]: ...
 
     async def close(self) -> None: ...
@@ -187,6 +261,9 @@ class Outbox(Protocol):
 
     async def claim(self, count: int) -> Sequence[Event] | None:
         """The oldest events, or None while another instance holds the lease."""
+
+    async def after(self, id: str, count: int) -> Sequence[Event]:
+        """Events behind ``id``, whoever holds the lease."""
 
     async def settle(self, ids: Sequence[str]) -> None:
         """Forget published events."""
@@ -201,6 +278,30 @@ class Outbox(Protocol):
         """How many events wait."""
 
 
+class Batch(msgspec.Struct, frozen=True):
+    """Events as they were stored, their numbers as their ids. None at all says that nothing happened for a
+    while; ``gap`` that what lay between can no longer be told. ``last`` is where to go on."""
+
+    events: tuple[Event, ...]
+    last: int
+    gap: bool
+
+
+class Tail(Protocol):
+    """The events that were published, of whichever instance."""
+
+    def follow(self, account: str, after: int | None, idle: float) -> AsyncGenerator[Batch, None]:
+        """The account's events with numbers above ``after``, or from now on; at least every ``idle`` seconds
+        something. Raises Unavailable when the source is away."""
+
+
+class Audit(Protocol):
+    """Every decision and who changed what, kept for a time."""
+
+    async def trim(self, keep_seconds: float) -> int:
+        """Forget lines older than that; how many. A few that are older may stay."""
+
+
 class Publisher(Protocol):
     """The bus that events go to."""
 
@@ -212,6 +313,35 @@ class Feed(Protocol):
     """Where metrics are published and kept."""
 
     async def publish(self, channel: str, line: Mapping[str, Any], keep_seconds: float) -> None: ...
+
+
+class AlertBoard(Protocol):
+    """Where alerts are published and kept."""
+
+    async def tell(self, channel: str, key: str, line: Mapping[str, Any], quiet: float, keep: int) -> bool:
+        """False, and nothing is told, if ``key`` was told within ``quiet`` seconds by any instance."""
+
+
+class Accounts(Protocol):
+    """All accounts, to be looked over."""
+
+    def scan(self, count: int) -> AsyncGenerator[list[str], None]:
+        """The names of all accounts, at most ``count`` at once, or none for a while; some may come twice."""
+
+    async def remember(self, names: Sequence[str]) -> None:
+        """Note that there are such accounts."""
+
+    async def read(self, names: Sequence[str]) -> list[tuple[str, Account]]: ...
+
+    async def marks(self) -> dict[str, int]: ...
+
+    async def lead(self, seconds: float) -> bool:
+        """Whether it is this instance that looks them over."""
+
+    async def note(self, summary: Mapping[str, Any], seconds: float) -> None:
+        """Keep what was found for every instance to show, for so long."""
+
+    async def noted(self) -> dict[str, Any]: ...
 
 
 class Probe(Protocol):

@@ -6,12 +6,11 @@ import os
 import resource
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-BUCKETS = (
-    0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
-    0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0,
-)  # fmt: skip
+BUCKETS = tuple(float(f"{0.0003 * 1.2**n:.4g}") for n in range(52))
+"""From 0.3 ms to 3.3 s. Whoever reads a quantile or counts what is slower than another bound is off by less
+than a fifth of the duration, wherever it lies."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -29,13 +28,25 @@ class Metrics:
     """Counters and gauges of one instance."""
 
     def __init__(self, version: str, slot: str, build: dict[str, str], outcomes: Iterable[str]) -> None:
-        self._labels = f'version="{version}",slot="{slot}"'
+        labels = self._labels = f'version="{version}",slot="{slot}"'
         self._build = ",".join(f'{name}="{_escape(value)}"' for name, value in build.items())
         self._orders = {(path, outcome): 0 for path in ("http", "nats") for outcome in outcomes}
         self._seconds = {"http": Histogram(), "nats": Histogram()}
+        # Rendered on each look, so what does not change is made once.
+        self._buckets = {
+            path: [
+                f'trading_order_duration_seconds_bucket{{path="{path}",le="{bound}",{labels}}} '
+                for bound in (*BUCKETS, "+Inf")
+            ]
+            for path in self._seconds
+        }
         self.responses: dict[int, int] = {}
         self.published = 0
         self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self.counters: dict[str, tuple[str, Callable[[], Mapping[str, float]]]] = {}
+        """By name: help, and the value of each set of labels, such as ``reason="again"`` or the empty one."""
+        self.labelled: dict[str, tuple[str, Callable[[], Mapping[str, float]]]] = {}
+        """As ``counters``, but gauges."""
         self._started = time.time()
 
     def order(self, path: str, outcome: str, seconds: float) -> None:
@@ -75,9 +86,9 @@ class Metrics:
         out.append(f"# HELP {name} Time to decide an order.\n# TYPE {name} histogram")
         for path, histogram in self._seconds.items():
             cumulative = 0
-            for bound, count in zip((*BUCKETS, "+Inf"), histogram.counts, strict=True):
+            for series, count in zip(self._buckets[path], histogram.counts, strict=True):
                 cumulative += count
-                out.append(f'{name}_bucket{{path="{path}",le="{bound}",{labels}}} {cumulative}')
+                out.append(f"{series}{cumulative}")
             out.append(f'{name}_sum{{path="{path}",{labels}}} {histogram.total:.6f}')
             out.append(f'{name}_count{{path="{path}",{labels}}} {cumulative}')
         name = "trading_http_responses_total"
@@ -88,7 +99,14 @@ class Metrics:
         out.append(f"# HELP {name} Events that the bus has stored.\n# TYPE {name} counter")
         out.append(f"{name}{{{labels}}} {self.published}")
         for name, (text, read) in self.gauges.items():
-            out.append(f"# HELP {name} {text}\n# TYPE {name} gauge\n{name}{{{labels}}} {read():g}")
+            out.append(f"# HELP {name} {text}\n# TYPE {name} gauge\n{name}{{{labels}}} {read():.15g}")
+        for name, kind, (text, counted) in (
+            *((name, "counter", entry) for name, entry in self.counters.items()),
+            *((name, "gauge", entry) for name, entry in self.labelled.items()),
+        ):
+            out.append(f"# HELP {name} {text}\n# TYPE {name} {kind}")
+            for label, value in counted().items():
+                out.append(f"{name}{{{label}{',' if label else ''}{labels}}} {value:.15g}")
         usage = resource.getrusage(resource.RUSAGE_SELF)
         for name, kind, value in (
             ("process_cpu_seconds_total", "counter", usage.ru_utime + usage.ru_stime),

@@ -25,6 +25,7 @@ REGISTRY: dict[str, Feature] = {
         Feature("order_cancel", "execution", True, datetime.date(2030, 1, 1), "take cancels"),
         Feature("order_listing", "execution", False, datetime.date(2030, 1, 1), "list an account's orders"),
         Feature("metrics_feed", "operations", False, datetime.date(2030, 1, 1), "publish metrics on Redis"),
+        Feature("order_stream", "execution", False, datetime.date(2030, 1, 1), "stream an account's events"),
         Feature("api_docs", "operations", False, datetime.date(2030, 1, 1), "serve /docs"),
     )
 }

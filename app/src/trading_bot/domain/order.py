@@ -44,6 +44,16 @@ class OrderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_in_force: TimeInForce | None = None
 
 
+class ReplaceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of ``PUT /api/orders/{client_order_id}``. What is left out stays as it is; ``quantity`` is
+    what is wanted in all, with what has been filled."""
+
+    client_order_id: str
+    quantity: str | None = None
+    price: str | None = None
+    stop_price: str | None = None
+
+
 class Order(msgspec.Struct, frozen=True):
     """A valid order. Quantity and prices are scaled integers (see ``money``)."""
 
@@ -59,9 +69,35 @@ class Order(msgspec.Struct, frozen=True):
     time_in_force: TimeInForce
 
 
+def replacement_from(request: ReplaceRequest, replaced: Order, total: int) -> Order:
+    """The order that ``request`` means in the place of ``replaced``, of which ``total`` was wanted. Raises
+    Malformed."""
+    if request.client_order_id == replaced.client_order_id:
+        raise Malformed({"client_order_id": "another one than that of the order which is replaced"})
+
+    def kept(price: int | None) -> str | None:
+        return None if price is None else money.show(price)
+
+    whole = OrderRequest(
+        request.client_order_id,
+        replaced.symbol,
+        replaced.side,
+        replaced.type,
+        money.show(total) if request.quantity is None else request.quantity,
+        kept(replaced.price) if request.price is None else request.price,
+        kept(replaced.stop_price) if request.stop_price is None else request.stop_price,
+        replaced.reduce_only,
+        replaced.time_in_force,
+    )
+    return order_from(replaced.account, whole)
+
+
 _ACCOUNT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CLIENT_ORDER_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SYMBOL = re.compile(r"[A-Z0-9]{1,15}(?:-[A-Z0-9]{1,15}){0,2}")
+
+RESERVED = frozenset({"stream"})
+"""Would-be ids under which ``/api/orders/`` has something else."""
 
 _PRICED = frozenset({OrderType.LIMIT, OrderType.STOP_LIMIT})
 _STOPPED = frozenset({OrderType.STOP, OrderType.STOP_LIMIT})
@@ -94,6 +130,8 @@ def order_from(account: str, request: OrderRequest) -> Order:
         errors["account"] = "1 to 64 of A-Z a-z 0-9 _ -"
     if not valid_client_order_id(request.client_order_id):
         errors["client_order_id"] = "1 to 64 of A-Z a-z 0-9 _ . -"
+    elif request.client_order_id in RESERVED:
+        errors["client_order_id"] = f"none of {', '.join(sorted(RESERVED))}: the API has a path of that name"
     if _SYMBOL.fullmatch(request.symbol) is None:
         errors["symbol"] = "an instrument such as BTC-USDT"
     quantity = money.parse(request.quantity)

@@ -75,6 +75,9 @@ class Account(msgspec.Struct, frozen=True):
     open_orders: int
     peak: int
     latched: bool
+    day: int = 0
+    """Days since 1970, of which ``peak`` is the peak."""
+    funded: bool = True
 
     def unrealised(self, marks: Mapping[str, int]) -> int | None:
         """None if a held instrument has no mark."""
@@ -123,4 +126,6 @@ def account_from(fields: Mapping[str, str]) -> Account:
         number("open"),
         number("peak"),
         fields.get("latched") == "1",
+        number("day"),
+        "cash" in fields,
     )

@@ -13,6 +13,9 @@ class Traffic(msgspec.Struct, frozen=True):
 
     ``releases`` says which release each slot is to run: an instance that runs another, on a host that
     was taken out of the fleet and left running, has no accounts. A slot that is not named may run any.
+    A slot has a part in traffic while it is the stable one, or the canary with a cut.
+    ``shadow`` names the slot that gets copies of the other's orders and decides them without a trace; empty
+    for none. Fields that a later version adds are passed over.
     """
 
     stable: str
@@ -20,6 +23,7 @@ class Traffic(msgspec.Struct, frozen=True):
     salt: str
     cut: int
     releases: dict[str, str] = {}
+    shadow: str = ""
 
 
 def bucket(account: str, salt: str) -> int:
@@ -47,6 +51,7 @@ class TrafficGate:
         self._release = release
         self._overlap = overlap
         self._current: Traffic | None = None
+        self._begun = False
         self._former: list[tuple[float, Traffic | None]] = []
 
     @property
@@ -56,6 +61,7 @@ class TrafficGate:
     def begin(self, traffic: Traffic | None) -> None:
         """Take the map that was found before the first request; nothing was answered under another."""
         self._current = traffic
+        self._begun = True
         self._former.clear()
 
     def update(self, traffic: Traffic, now: float) -> bool:
@@ -67,6 +73,19 @@ class TrafficGate:
         self._current = traffic
         return True
 
+    def member(self) -> bool:
+        """Whether this instance is one of those that the map in force gives traffic to.
+
+        Only members send orders, read the venue's reports and publish events. One that waits for its cut,
+        was rolled back, or runs on a host that left the fleet does none of it; what it holds, it finishes.
+        Nor does one that could not look for a map yet. Where there is none, every instance is a member.
+        """
+        traffic = self._current
+        if traffic is None:
+            return self._begun
+        serves = self._slot == traffic.stable or (self._slot == traffic.canary and traffic.cut > 0)
+        return serves and self._runs_what_is_named(traffic)
+
     def answers(self, account: str, now: float) -> bool:
         if self._gives(self._current, account):
             return True
@@ -75,6 +94,7 @@ class TrafficGate:
     def _gives(self, traffic: Traffic | None, account: str) -> bool:
         if traffic is None:
             return True
-        if traffic.releases.get(self._slot, self._release) != self._release:
-            return False
-        return slot_of(account, traffic) == self._slot
+        return self._runs_what_is_named(traffic) and slot_of(account, traffic) == self._slot
+
+    def _runs_what_is_named(self, traffic: Traffic) -> bool:
+        return traffic.releases.get(self._slot, self._release) == self._release

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from trading_bot.domain import money
-from trading_bot.domain.admission import Admission, Code
-from trading_bot.domain.order import Order
+from trading_bot.domain.admission import Admission, Code, refusal_from
+from trading_bot.domain.order import Order, order_from_fingerprint
 from trading_bot.domain.position import Account, signed_value
-from trading_bot.errors import AccessDenied, Malformed, TradingError, Unavailable
-from trading_bot.ports import OrderView
+from trading_bot.errors import AccessDenied, Malformed, TooMany, TradingError, Unavailable
+from trading_bot.ports import Event, OrderView
 
 RETRY_AFTER = 1
 
@@ -32,6 +32,18 @@ class Accepted(msgspec.Struct, frozen=True):
 
     account_id: str
     client_order_id: str
+    status: str
+    accepted_at: int
+    version: str
+    slot: str
+
+
+class Replacing(msgspec.Struct, frozen=True):
+    """The answer to an accepted replacement; as ``Accepted``, for ever the same."""
+
+    account_id: str
+    client_order_id: str
+    replaces: str
     status: str
     accepted_at: int
     version: str
@@ -61,6 +73,10 @@ class OrderBody(msgspec.Struct, frozen=True, omit_defaults=True):
     limit: str = ""
     value: str = ""
     cancel_wanted: bool = False
+    total_quantity: str = ""
+    replaces: str = ""
+    replaced_by: str = ""
+    awaits: str = ""
 
 
 def order_body(view: OrderView) -> OrderBody:
@@ -86,6 +102,10 @@ def order_body(view: OrderView) -> OrderBody:
         limit=view.limit,
         value=view.value,
         cancel_wanted=view.cancel_wanted,
+        total_quantity=money.show(view.total) if view.replaces else "",
+        replaces=view.replaces,
+        replaced_by=view.replaced_by,
+        awaits=view.awaits,
     )
 
 
@@ -136,6 +156,41 @@ def account_body(
     }
 
 
+_AMOUNTS = ("quantity", "price", "fee", "filled", "peak", "equity")
+_WORDS = ("symbol", "side", "venue", "trade", "reason", "by", "version", "slot")
+
+
+def event_body(event: Event) -> dict[str, Any]:
+    """An event as clients are shown it: amounts as decimals, a refusal as in the answer. What a later version
+    adds is left out."""
+    fields = event.fields
+    body: dict[str, Any] = {"type": fields["e"], "account_id": fields.get("account", "")}
+    if "order" in fields:
+        body["client_order_id"] = fields["order"]
+    if "at" in fields:
+        body["at"] = int(fields["at"])
+    body |= {name: money.show(int(fields[name])) for name in _AMOUNTS if fields.get(name)}
+    body |= {name: fields[name] for name in _WORDS if fields.get(name)}
+    if fields.get("next"):
+        body["replaced_by"] = fields["next"]
+    if "rule" in fields:
+        refusal = refusal_from(fields["rule"], fields["limit"], fields["value"])
+        body |= {"rule": refusal.rule, "limit": refusal.limit, "value": refusal.value}
+    if "fp" in fields:
+        order = order_from_fingerprint("", fields.get("order", ""), fields["fp"])
+        body["order"] = {
+            "symbol": order.symbol,
+            "side": order.side.value,
+            "type": order.type.value,
+            "quantity": money.show(order.quantity),
+            "price": None if order.price is None else money.show(order.price),
+            "stop_price": None if order.stop_price is None else money.show(order.stop_price),
+            "time_in_force": order.time_in_force.value,
+            "reduce_only": order.reduce_only,
+        }
+    return body
+
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -153,7 +208,28 @@ def of_admission(order: Order, admission: Admission) -> Answer:
             )
         )
         return Answer(200 if admission.again else 201, body)
-    detail: dict[str, Any] = {"account_id": order.account, "client_order_id": order.client_order_id}
+    return _not_accepted(order.account, order.client_order_id, admission)
+
+
+def of_replacement(account: str, id: str, replaced: str, admission: Admission, state: str) -> Answer:
+    """The answer to ``PUT`` of the order ``replaced``, which is in ``state``, with the new order's ``id``."""
+    code = admission.code
+    if code is Code.ACCEPTED:
+        body = Replacing(account, id, replaced, "accepted", admission.at, admission.version, admission.slot)
+        return Answer(200 if admission.again else 201, _encode(body))
+    if code is Code.NONE:
+        return problem(404, "not-found", "The account has no order by this id")
+    detail: dict[str, Any] = {"account_id": account, "client_order_id": replaced, "order_status": state}
+    if code is Code.DONE:
+        return problem(409, "done", "The order is done", **detail)
+    if code is Code.PENDING:
+        return problem(409, "pending", "The order is being cancelled or replaced", **detail)
+    return _not_accepted(account, id, admission)
+
+
+def _not_accepted(account: str, id: str, admission: Admission) -> Answer:
+    code = admission.code
+    detail: dict[str, Any] = {"account_id": account, "client_order_id": id}
     refusal = admission.refusal
     if refusal is not None:
         detail |= {
@@ -172,12 +248,12 @@ def of_admission(order: Order, admission: Admission) -> Answer:
     return problem(503, "halted", "Trading is halted", RETRY_AFTER, **detail)
 
 
-def of_rehearsal(order: Order, admission: Admission) -> Answer:
+def of_rehearsal(account: str, id: str, admission: Admission) -> Answer:
     """The answer to an order with ``X-Dry-Run: true``: the decision that would have been made."""
     refusal = admission.refusal
     body = {
-        "account_id": order.account,
-        "client_order_id": order.client_order_id,
+        "account_id": account,
+        "client_order_id": id,
         "dry_run": True,
         "decision": admission.code.name.lower(),
         "again": admission.again,
@@ -193,6 +269,8 @@ def of_error(error: TradingError) -> Answer:
         return problem(400, "malformed", "The request cannot be understood", errors=error.errors)
     if isinstance(error, AccessDenied):
         return problem(error.status, "access-denied", "Access denied", detail=str(error))
+    if isinstance(error, TooMany):
+        return problem(429, "too-many", "Too many at once", RETRY_AFTER, detail=str(error), limit=error.limit)
     if isinstance(error, Unavailable):
         return problem(
             503,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from decimal import Decimal
@@ -12,14 +14,16 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from trading_bot.domain.admission import Code
 from trading_bot.domain.lifecycle import FINAL, State
 from trading_bot.domain.order import valid_account, valid_client_order_id
-from trading_bot.entrypoints import answers
+from trading_bot.entrypoints import answers, sse
 from trading_bot.entrypoints.answers import Answer, problem
 from trading_bot.errors import Malformed, TradingError, Unavailable
 from trading_bot.ports import Access, CancelCode, Log, Role
 from trading_bot.service.hotfix import Signed
 from trading_bot.service.instance import Instance
+from trading_bot.service.streams import Streams
 from trading_bot.service.submit import OrderDesk, decode
 from trading_bot.service.switches import Switches
 
@@ -33,8 +37,11 @@ HEADER_LIMIT = 16 * 1024
 _JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", b"application/problem+json")
 _TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+_NO_CACHE = (b"cache-control", b"no-store")
 _OTHER = {"/metrics": _TEXT, "/docs": (b"content-type", b"text/html; charset=utf-8")}
 _CLOSE = (b"connection", b"close")
+_STREAM = "/api/orders/stream"
 _LENGTHS = [(b"content-length", str(n).encode()) for n in range(1024)]
 
 _encode = msgspec.json.Encoder().encode
@@ -44,7 +51,7 @@ Metrics = Callable[[], Awaitable[bytes]]
 class Request:
     """What a handler needs of a request."""
 
-    __slots__ = ("account", "authorization", "body", "dry_run", "id", "method", "path", "query")
+    __slots__ = ("account", "authorization", "body", "dry_run", "id", "last_event", "method", "path", "query")
 
     def __init__(self, scope: Scope, id: str) -> None:
         self.method: str = scope["method"]
@@ -53,6 +60,7 @@ class Request:
         self.id = id
         self.authorization = ""
         self.account = ""
+        self.last_event = ""
         self.body = b""
         self.dry_run = False
 
@@ -94,20 +102,27 @@ class HttpApi:
         instance: Instance,
         desk: OrderDesk,
         switches: Switches,
+        streams: Streams,
         access: Access,
         metrics: Metrics,
-        margin_rate: Decimal,
+        margin_rate: Callable[[], Decimal],
         count: Callable[[int], None],
         log: Log,
+        shadow: Callable[[], dict[str, Any]],
+        debug: bool = False,
     ) -> None:
+        """With ``debug`` each answer is a line of the log, without headers, query or body."""
         self._instance = instance
         self._desk = desk
         self._switches = switches
+        self._streams = streams
         self._access = access
         self._metrics = metrics
         self._margin_rate = margin_rate
         self._count = count
         self._log = log
+        self._shadow = shadow
+        self._debug = debug
         self._numbers = itertools.count(1)
         self._prefix = f"{instance.identity.instance}-{instance.identity.slot}-{instance.started_ms:x}"
         self._routes: dict[tuple[str, str], Callable[[Request], Awaitable[Answer]]] = {
@@ -126,26 +141,38 @@ class HttpApi:
             ("POST", "/api/hotfix/apply"): self._apply_hotfix,
             ("POST", "/api/hotfix/revert"): self._revert_hotfix,
             ("GET", "/api/hotfix"): self._list_hotfixes,
+            ("GET", "/api/shadow"): self._show_shadow,
             ("GET", "/metrics"): self._show_metrics,
             ("GET", "/openapi.json"): self._show_contract,
             ("GET", "/docs"): self._show_docs,
         }
-        self._one_order = {"GET": self._show_order, "DELETE": self._cancel}
+        self._one_order = {"GET": self._show_order, "PUT": self._replace, "DELETE": self._cancel}
+        self._routes["GET", _STREAM] = self._live  # answered by _stream
         self._paths = {path for _, path in self._routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"cannot serve {scope['type']}")
         request = Request(scope, "")
+        began = time.perf_counter()
         answer = self._read_headers(scope["headers"], request)
         if not request.id:
             request.id = f"{self._prefix}-{next(self._numbers)}"
         if answer is None and request.method in ("POST", "PUT", "PATCH", "DELETE"):
             answer = await self._read_body(receive, request)
+        if answer is None and request.path == _STREAM and request.method == "GET":
+            answer = await self._stream(request, receive, send)
+            if answer is None:
+                return
         if answer is None:
             answer = await self._answer(request)
         status, body, is_problem, retry_after = answer
         self._count(status)
+        if self._debug:
+            took = round((time.perf_counter() - began) * 1000, 3)
+            self._log(
+                "http", method=request.method, path=request.path, status=status, ms=took, request=request.id
+            )
         headers = [
             _PROBLEM if is_problem else _OTHER.get(request.path, _JSON),
             _LENGTHS[len(body)] if len(body) < 1024 else (b"content-length", str(len(body)).encode()),
@@ -171,6 +198,8 @@ class HttpApi:
                     request.authorization = value.decode("ascii")
                 elif name == b"x-account-id":
                     request.account = value.decode("ascii")
+                elif name == b"last-event-id":
+                    request.last_event = value.decode("ascii")
                 elif name == b"x-dry-run":
                     request.dry_run = value == b"true"
                 elif name == b"x-request-id" and len(value) <= 64 and value.isalnum():
@@ -201,24 +230,56 @@ class HttpApi:
 
     async def _answer(self, request: Request) -> Answer:
         handler = self._routes.get((request.method, request.path))
-        if handler is None and request.path.startswith("/api/orders/"):
+        elsewhere = request.path in self._paths
+        if handler is None and not elsewhere and request.path.startswith("/api/orders/"):
             handler = self._one_order.get(request.method)
             if handler is None:
                 return self._wrong_method(self._one_order)
         if handler is None:
-            if request.path in self._paths:
+            if elsewhere:
                 return self._wrong_method([m for m, path in self._routes if path == request.path])
             return problem(404, "not-found", "There is nothing at this path")
         try:
             return await handler(request)
-        except TradingError as error:
-            answer = answers.of_error(error)
-            if answer.status == 500:
-                self._log("defect", request=request.id, error=repr(error))
-            return answer
         except Exception as error:
-            self._log("defect", request=request.id, error=repr(error), trace=traceback.format_exc())
-            return answers.internal()
+            return self._failed(request, error)
+
+    def _failed(self, request: Request, error: Exception) -> Answer:
+        answer = answers.of_error(error) if isinstance(error, TradingError) else answers.internal()
+        if answer.status == 500:
+            trace = "" if isinstance(error, TradingError) else "".join(traceback.format_exception(error))
+            self._log("defect", request=request.id, error=repr(error), trace=trace)
+        return answer
+
+    async def _stream(self, request: Request, receive: Receive, send: Send) -> Answer | None:
+        """Serve a stream to its end, or say why there is none."""
+        begun = False
+        try:
+            account = self._account_of(request, "observe")
+            self._need_feature("order_stream")
+            if request.last_event and not re.fullmatch("[0-9]{1,15}", request.last_event):
+                raise Malformed({"Last-Event-ID": "the id of an event of this stream"})
+            self._desk.check()
+            if self._streams.closing.is_set():
+                raise Unavailable("instance", "draining")
+            with self._streams.place(account) as follow:
+                self._count(200)
+                headers = [_EVENTS, _NO_CACHE, (b"x-request-id", request.id.encode())]
+                if self._instance.draining:
+                    headers.append(_CLOSE)
+                begun = True
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                self._log("stream", account=account, outcome="begun", request=request.id)
+                after = int(request.last_event) if request.last_event else None
+                on = functools.partial(self._switches.on, "order_stream")
+                why, last = await sse.serve(follow, after, on, self._streams.closing, receive, send)
+                self._log("stream", account=account, outcome="ended", reason=why, request=request.id)
+                await sse.finish(send, last)
+            return None
+        except Exception as error:
+            answer = self._failed(request, error)
+            # Once the head was sent no other answer can be: the connection is closed, the log says why.
+            return None if begun else answer
 
     def _account_of(self, request: Request, role: Role) -> str:
         """The account that the request names and its token owns."""
@@ -267,6 +328,16 @@ class HttpApi:
             return problem(404, "not-found", "The account has no order by this id")
         return Answer(200, _encode(answers.order_body(view)))
 
+    async def _replace(self, request: Request) -> Answer:
+        account = self._account_of(request, "trade")
+        replaced = self._order_id(request)
+        id, admission, state = await self._desk.replace(
+            account, replaced, request.body, "http", request.id, dry=request.dry_run
+        )
+        if request.dry_run and admission.code not in (Code.NONE, Code.DONE, Code.PENDING):
+            return answers.of_rehearsal(account, id, admission)
+        return answers.of_replacement(account, id, replaced, admission, state)
+
     async def _cancel(self, request: Request) -> Answer:
         account = self._account_of(request, "trade")
         id = self._order_id(request)
@@ -287,12 +358,13 @@ class HttpApi:
     async def _show_account(self, request: Request) -> Answer:
         account = self._account_of(request, "observe")
         state, marks = await self._desk.account(account)
-        return Answer(200, _encode(answers.account_body(account, state, marks, self._margin_rate)))
+        return Answer(200, _encode(answers.account_body(account, state, marks, self._margin_rate())))
 
     async def _submit(self, request: Request) -> Answer:
         account = self._account_of(request, "trade")
         if request.dry_run:
-            return answers.of_rehearsal(*await self._desk.rehearse(account, request.body, request.id))
+            order, admission = await self._desk.rehearse(account, request.body, request.id)
+            return answers.of_rehearsal(account, order.client_order_id, admission)
         return answers.of_admission(*await self._desk.submit(account, request.body, "http", request.id))
 
     def _operator(self, request: Request) -> str:
@@ -363,6 +435,10 @@ class HttpApi:
     async def _status(self, request: Request) -> Answer:
         self._access.require(request.authorization, "observe")
         return Answer(200, _encode(await self._instance.status()))
+
+    async def _show_shadow(self, request: Request) -> Answer:
+        self._access.require(request.authorization, "observe")
+        return Answer(200, _encode(self._shadow()))
 
     async def _show_contract(self, request: Request) -> Answer:
         from trading_bot.entrypoints import openapi

@@ -48,6 +48,10 @@ def add_parsers(commands: Any) -> None:
     load.add_argument(
         "--resend", type=float, default=0.0, help="fraction of orders that are sent twice on purpose"
     )
+    load.add_argument(
+        "--stop-every", type=int, default=0, help="every so many orders one is a stop-limit (default: none)"
+    )
+    load.add_argument("--time-in-force", default="GTC", choices=["GTC", "IOC"], help="of limit orders")
     load.add_argument("--seed", type=int, default=1)
     load.add_argument("--run", help="first part of each client order id (default: from the time)")
     load.add_argument("--timeout", type=float, default=5.0, help="seconds to wait for an answer (default 5)")
@@ -112,11 +116,16 @@ def shots(options: argparse.Namespace, run: str) -> Iterator[Shot]:
         quantity = dice.randint(1, 5) * lot
         path = "http" if not options.nats or (options.url and number % 2 == 0) else "nats"
         id = f"{run}-{number:07d}"
+        stop = bool(options.stop_every) and number % options.stop_every == 0
+        type_, tif = ("stop_limit", "GTC") if stop else ("limit", options.time_in_force)
+        at = f"{price // 100}.{price % 100:02d}"
         body = (
-            f'{{"client_order_id":"{id}","symbol":"{symbol}","side":"{side}","type":"limit",'
-            f'"quantity":"{quantity / 1e5:.5f}","price":"{price // 100}.{price % 100:02d}"}}'
+            f'{{"client_order_id":"{id}","symbol":"{symbol}","side":"{side}","type":"{type_}",'
+            f'"quantity":"{quantity / 1e5:.5f}","price":"{at}","time_in_force":"{tif}"'
+            + (f',"stop_price":"{at}"}}' if stop else "}")
         ).encode()
-        fingerprint = f"{symbol}|{side}|limit|{quantity * 1000}|{price * 1_000_000}||GTC|0"
+        scaled = price * 1_000_000
+        fingerprint = f"{symbol}|{side}|{type_}|{quantity * 1000}|{scaled}|{scaled if stop else ''}|{tif}|0"
         yield Shot(account, id, path, body, fingerprint)
         if dice.random() < options.resend:
             yield Shot(account, id, path, body, fingerprint)
@@ -146,7 +155,13 @@ class _Nats:
 
     async def send(self, shot: Shot) -> None:
         subject = f"trading.orders.submit.{shot.account}"
-        reply = await self._client.request(subject, shot.body, timeout=self._timeout, headers=self._headers)
+        try:
+            reply = await self._client.request(
+                subject, shot.body, timeout=self._timeout, headers=self._headers
+            )
+        except RuntimeError as error:
+            # uvloop's word for a transport that is closed.
+            raise ConnectionResetError(str(error)) from error
         shot.status = int((reply.headers or {}).get("Http-Status", 0))
         shot.answer = _json(reply.data)
 

@@ -70,6 +70,22 @@ SCHEMAS: dict[str, Schema] = {
         },
         closed=True,
     ),
+    "Replacement": _object(
+        {"client_order_id": _ORDER_ID},
+        {name: {"anyOf": [_AMOUNT_IN, {"type": "null"}]} for name in ("quantity", "price", "stop_price")},
+        closed=True,
+    ),
+    "Replacing": _object(
+        {
+            "account_id": _ACCOUNT,
+            "client_order_id": _ORDER_ID,
+            "replaces": _ORDER_ID,
+            "status": {"const": "accepted"},
+            "accepted_at": _COUNT,
+            "version": _TEXT,
+            "slot": _TEXT,
+        }
+    ),
     "Accepted": _object(
         {
             "account_id": _ACCOUNT,
@@ -116,6 +132,10 @@ SCHEMAS: dict[str, Schema] = {
             "limit": _TEXT,
             "value": _TEXT,
             "cancel_wanted": {"type": "boolean"},
+            "total_quantity": _AMOUNT,
+            "replaces": _ORDER_ID,
+            "replaced_by": _ORDER_ID,
+            "awaits": _ORDER_ID,
         },
     ),
     "Orders": _object({"orders": {"type": "array", "items": _ref("Order")}}),
@@ -150,9 +170,49 @@ SCHEMAS: dict[str, Schema] = {
             "mode": {"enum": ["normal", "reduce_only", "halted", "unknown"]},
             "features": {"type": "object", "additionalProperties": {"type": "boolean"}},
             "hotfixes": {"type": "array", "items": _ref("Hotfix")},
+            "traffic": {"oneOf": [_ref("Traffic"), {"type": "null"}]},
             "started_at": _TEXT,
             "draining": {"type": "boolean"},
             "ready": {"type": "boolean"},
+        }
+    ),
+    "Traffic": _object(
+        {
+            "stable": _TEXT,
+            "canary": _TEXT,
+            "salt": _TEXT,
+            "cut": _COUNT,
+            "shadow": {"enum": ["", "blue", "green"]},
+        }
+    ),
+    "Decision": _object({"outcome": _TEXT, "rule": _TEXT}, {"limit": _TEXT, "value": _TEXT}),
+    "Difference": _object(
+        {
+            "type": _TEXT,
+            "side": _TEXT,
+            "stable": _ref("Decision"),
+            "canary": _ref("Decision"),
+            "count": _COUNT,
+            "examples": {
+                "type": "array",
+                "maxItems": 3,
+                "items": _object(
+                    {
+                        "account": _TEXT,
+                        "client_order_id": _TEXT,
+                        "stable": _ref("Decision"),
+                        "canary": _ref("Decision"),
+                    }
+                ),
+            },
+        }
+    ),
+    "Shadow": _object(
+        {
+            "since": _COUNT,
+            "compared": _COUNT,
+            "skipped": {"type": "object", "additionalProperties": _COUNT},
+            "differences": {"type": "array", "maxItems": 200, "items": _ref("Difference")},
         }
     ),
     "Hotfix": _object(
@@ -260,6 +320,12 @@ def _call(
 
 _ID = {"name": "client_order_id", "in": "path", "required": True, "schema": _ORDER_ID}
 _DRY = {"name": "X-Dry-Run", "in": "header", "required": False, "schema": {"enum": ["true", "false"]}}
+_LAST_EVENT = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "pattern": "^[0-9]{1,15}$"},
+}
 _LIMIT = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000}}
 _STATUS = {"name": "status", "in": "query", "schema": {"enum": ["open", *_STATES]}}
 
@@ -287,8 +353,26 @@ PATHS: dict[str, dict[str, Schema]] = {
             parameters=(_LIMIT, _STATUS),
         ),
     },
+    "/api/orders/stream": {
+        "get": _call(
+            "The account's events as they happen, as Server-Sent Events",
+            {200: None},
+            (*_GUARDED, 429),
+            account=True,
+            parameters=(_LAST_EVENT,),
+        )
+    },
     "/api/orders/{client_order_id}": {
         "get": _call("One order", {200: "Order"}, (*_GUARDED, 404), account=True, parameters=(_ID,)),
+        "put": _call(
+            "Replace by another order, in one step: 201 the first time, 200 the same answer again",
+            {200: "Replacing", 201: "Replacing"},
+            (*_GUARDED, 404, 409, 413, 422, 429),
+            account=True,
+            body="Replacement",
+            body_required=True,
+            parameters=(_ID, _DRY),
+        ),
         "delete": _call(
             "Cancel: 200 where it had not been sent, 202 where the venue is asked",
             {200: "Cancelled", 202: "Cancelled"},
@@ -300,6 +384,7 @@ PATHS: dict[str, dict[str, Schema]] = {
     "/api/account": {
         "get": _call("Positions, exposure, leverage, margin, PnL", {200: "Account"}, _GUARDED, account=True)
     },
+    "/api/shadow": {"get": _call("Where a release on trial decides otherwise", {200: "Shadow"}, _GUARDED)},
     "/api/status": {"get": _call("What runs here", {200: "Status"}, _GUARDED)},
     "/api/trading/halt": {"post": _operate("Stop taking orders, everywhere", "Mode", "Reason")},
     "/api/trading/resume": {
@@ -326,11 +411,16 @@ PATHS: dict[str, dict[str, Schema]] = {
     "/openapi.json": {"get": _call("This document", {200: "Document"}, _ALWAYS, guarded=False)},
     "/docs": {"get": _call("This document, to read", {200: None}, (*_ALWAYS, 503), guarded=False)},
 }
+PATHS["/api/orders/stream"]["get"]["responses"]["200"]["content"] = {"text/event-stream": {"schema": _TEXT}}
 PATHS["/docs"]["get"]["responses"]["200"]["content"] = {"text/html": {"schema": _TEXT}}
 SCHEMAS["Document"] = {"type": "object"}
-PATHS["/api/orders"]["post"]["responses"]["200"]["content"]["application/json"]["schema"] = {
-    "anyOf": [_ref("Accepted"), _ref("Rehearsed")]
-}
+for _call_, _answer_ in (
+    (PATHS["/api/orders"]["post"], "Accepted"),
+    (PATHS["/api/orders/{client_order_id}"]["put"], "Replacing"),
+):
+    _call_["responses"]["200"]["content"]["application/json"]["schema"] = {
+        "anyOf": [_ref(_answer_), _ref("Rehearsed")]
+    }
 
 
 def document(version: str) -> dict[str, Any]:

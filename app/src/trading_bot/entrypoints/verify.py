@@ -10,9 +10,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from trading_bot.domain.audit import OrderFields, Told, Working
 from trading_bot.domain.lifecycle import FINAL, State
 from trading_bot.domain.order import Side
-from trading_bot.domain.position import Position, account_from, apply_fill, times
+from trading_bot.domain.position import Position, apply_fill
 
 
 def add_parser(commands: Any) -> None:
@@ -117,45 +118,41 @@ async def _verify_account(
     findings: Findings,
 ) -> None:
     fields = _text(await call("HGETALL", f"trading:account:{account}"))
-    held = account_from(fields)
-    folded = {symbol: p for (name, symbol), p in positions.items() if name == account and p != Position()}
-    findings.expect(f"{account}: positions", held.positions, folded)
     ids = [id.decode() for id in await call("ZRANGE", f"trading:orders:{account}", 0, -1)]
-    orders: dict[str, Text] = {}
+    told = Told(
+        accepted=len(ids), positions={symbol: p for (name, symbol), p in positions.items() if name == account}
+    )
+    orders: dict[str, OrderFields] = {}
     for first in range(0, len(ids), 500):
         some = ids[first : first + 500]
         found = await asyncio.gather(*(call("HGETALL", f"trading:order:{account}:{id}") for id in some))
-        orders |= {id: _text(flat) for id, flat in zip(some, found, strict=True)}
-    findings.expect(f"{account}: accepted", int(fields.get("accepted", 0)), len(orders))
-    open_orders = 0
-    flights: dict[str, int] = defaultdict(int)
-    for id, order in orders.items():
-        if order.get("decision") != "1":
-            findings.differences.append(f"{account}/{id}: listed but not in the ledger")
-            continue
-        symbol, side, _, quantity = order["fp"].split("|")[:4]
-        done = int(order.get("filled", 0))
-        findings.expect(f"{account}/{id}: filled", done, filled.get((account, id), 0))
-        if done > int(quantity):
-            findings.differences.append(f"{account}/{id}: filled {done} of {quantity}")
-        state = State(order["st"])
-        if state is State.FILLED and done != int(quantity):
-            findings.differences.append(f"{account}/{id}: counts as filled with {done} of {quantity}")
-        ledger[account, id] = (order, done)
-        left, reserved = int(order["left"]), int(order["reserved"])
-        if state in FINAL:
-            findings.expect(f"{account}/{id}: reserved", (left, reserved), (0, 0))
-            continue
-        open_orders += 1
-        findings.expect(f"{account}/{id}: left", left, int(quantity) - done)
-        findings.expect(f"{account}/{id}: reserved", reserved, times(left, int(order["reference"])))
-        letter = "b" if side == "buy" else "s"
-        flights[f"{letter}q:{symbol}"] += left
-        flights[f"{letter}n:{symbol}"] += reserved
-    findings.not_done += open_orders
-    findings.expect(f"{account}: open orders", held.open_orders, open_orders)
-    for name in {n for n in fields if n[:3] in ("bq:", "bn:", "sq:", "sn:")} | flights.keys():
-        findings.expect(f"{account}: {name}", int(fields.get(name, 0)), flights.get(name, 0))
+        for id, flat in zip(some, found, strict=True):
+            order = _text(flat)
+            if order.get("decision") != "1":
+                findings.differences.append(f"{account}/{id}: listed but not in the ledger")
+                continue
+            symbol, side, _, quantity = order["fp"].split("|")[:4]
+            done = int(order.get("filled", 0))
+            if done > int(quantity):
+                findings.differences.append(f"{account}/{id}: filled {done} of {quantity}")
+            ledger[account, id] = (order, done)
+            final = State(order["st"]) in FINAL
+            # By the fills: what the ledger holds of the order is compared with it.
+            by_fills = filled.get((account, id), 0)
+            told.put(
+                id, Working(symbol, Side(side), int(quantity), int(order["reference"]), by_fills), done=final
+            )
+            orders[id] = OrderFields(
+                order["st"],
+                int(order["left"]),
+                int(order["reserved"]),
+                int(order["reference"]),
+                done,
+                not final,
+            )
+    findings.not_done += len(told.orders)
+    for finding in told.compare(fields, orders):
+        findings.expect(f"{account}: {finding.field}", finding.ledger, finding.computed)
 
 
 def _verify_venue(

@@ -1,13 +1,14 @@
 """Matching by price and time, with a market maker around a mark that walks. Pure: time and seed come in.
 
 Everything that happens is a line of the journal; the exchange is the fold of its journal, so that one that
-was killed comes back as it was.
+was killed comes back as it was. What one step did (an order taken, a tick) is written at once, before anybody
+is told of it: a step is in the journal whole or not at all.
 """
 
 from __future__ import annotations
 
 import random
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ class VenueOrder:
     state: str = "open"
     filled: int = 0
     triggered: bool = False
+    rests_as: int = 0
     reason: str = ""
     fills: list[Line] = field(default_factory=list)
 
@@ -79,7 +81,7 @@ class Exchange:
     def __init__(
         self,
         instruments: dict[Instrument, int],
-        write: Callable[[Line], None],
+        write: Callable[[list[Line]], None],
         *,
         seed: int,
         spread: int = 2,
@@ -92,6 +94,8 @@ class Exchange:
         self.markets = {i.symbol: Market(i, price) for i, price in instruments.items()}
         self.orders: dict[str, VenueOrder] = {}
         self.lines: list[Line] = []
+        self._day_orders: dict[str, None] = {}
+        self._unwritten: list[Line] = []
         self._write = write
         self._dice = random.Random(seed)  # noqa: S311  # a repeatable market, not a secret
         self._spread = spread
@@ -105,13 +109,21 @@ class Exchange:
     def _note(self, kind: str, id: str, now: int, **more: Any) -> Line:
         line = {"seq": len(self.lines) + 1, "kind": kind, "id": id, "at": now, **more}
         self._apply(line)
-        self._write(line)
+        self._unwritten.append(line)
         return line
 
+    def _commit(self) -> None:
+        if self._unwritten:
+            lines, self._unwritten = self._unwritten, []
+            self._write(lines)
+
     def replay(self, line: Line) -> None:
-        """Apply a line that was written before."""
-        if line["seq"] == len(self.lines) + 1:
-            self._apply(line)
+        """Apply a line that was written before. The market goes on from its last trade."""
+        if line["seq"] != len(self.lines) + 1:
+            raise ValueError(f"line {line['seq']} of the journal comes after line {len(self.lines)}")
+        self._apply(line)
+        if line["kind"] == "fill":
+            self.markets[self.orders[line["id"]].symbol].mark = line["price"]
 
     def _apply(self, line: Line) -> None:
         self.lines.append(line)
@@ -122,6 +134,8 @@ class Exchange:
                 line["id"], symbol, side, type_, quantity, price, stop_price, time_in_force, line["at"]
             )
             self.orders[order.id] = order
+            if time_in_force == "DAY":
+                self._day_orders[order.id] = None
             return
         order = self.orders[line["id"]]
         if kind == "fill":
@@ -132,6 +146,9 @@ class Exchange:
             self._rest(order, line["seq"])
         elif kind == "trigger":
             order.triggered = True
+            market = self.markets[order.symbol]
+            if order.id in market.stops:
+                market.stops.remove(order.id)
         elif kind == "done":
             order.state = line["state"]
             order.reason = line["reason"]
@@ -142,7 +159,9 @@ class Exchange:
         market = self.markets[order.symbol]
         if order.waits:
             market.stops.append(order.id)
-        elif order.side == "buy":
+            return
+        order.rests_as = seq
+        if order.side == "buy":
             assert order.price is not None
             insort(market.bids, (-order.price, seq, order.id))
         else:
@@ -151,10 +170,14 @@ class Exchange:
 
     def _remove(self, order: VenueOrder) -> None:
         market = self.markets[order.symbol]
-        if order.id in market.stops:
+        self._day_orders.pop(order.id, None)
+        if order.rests_as:
+            assert order.price is not None
+            queue, key = (market.bids, -order.price) if order.side == "buy" else (market.asks, order.price)
+            del queue[bisect_left(queue, (key, order.rests_as, order.id))]
+            order.rests_as = 0
+        elif order.waits and order.id in market.stops:
             market.stops.remove(order.id)
-        queue = market.bids if order.side == "buy" else market.asks
-        queue[:] = [entry for entry in queue if entry[2] != order.id]
 
     # What clients and the clock do
 
@@ -167,48 +190,54 @@ class Exchange:
             return known if known.same(order) else None
         self._note("new", order.id, now, order=order.body())
         order = self.orders[order.id]
-        market = self.markets[order.symbol]
-        if order.stop_price is not None:
-            if self._crossed(order, market.mark):
+        if order.stop_price is not None and not self._crossed(order, self.markets[order.symbol].mark):
+            self._note("rest", order.id, now)
+        else:
+            if order.stop_price is not None:
                 self._note("trigger", order.id, now)
-            else:
-                self._note("rest", order.id, now)
-                return order
-        self._take(order, now)
+            self._take(order, now)
+        self._commit()
         return order
 
     def reject(self, order: VenueOrder, now: int, reason: str) -> VenueOrder:
         self._note("new", order.id, now, order=order.body())
         self._note("done", order.id, now, state="rejected", reason=reason)
+        self._commit()
         return self.orders[order.id]
 
     def cancel(self, id: str, now: int) -> VenueOrder | None:
         order = self.orders.get(id)
         if order is not None and order.state not in FINAL:
             self._note("done", id, now, state="cancelled", reason="by request")
+            self._commit()
         return order
 
-    def tick(self, symbol: str, now: int) -> int:
-        """One step of the walk: quotes are refilled, stops triggered, what now crosses is matched."""
+    def walk(self, symbol: str, now: int) -> int:
+        """One step of a random walk; the new mark."""
         market = self.markets[symbol]
         step = max(1, market.mark // market.instrument.tick // 10_000)
-        market.mark += self._dice.randint(-step, step) * market.instrument.tick
-        market.mark = max(market.mark, market.instrument.tick * (self._spread + 1))
+        mark = market.mark + self._dice.randint(-step, step) * market.instrument.tick
+        mark = max(mark, market.instrument.tick * (self._spread + 1))
+        self.tick(symbol, mark, now)
+        return mark
+
+    def tick(self, symbol: str, mark: int, now: int) -> None:
+        """A new mark: quotes are refilled, stops triggered, what now crosses is matched."""
+        market = self.markets[symbol]
+        market.mark = mark
         market.bid_size = market.ask_size = self._depth
         for id in [id for id in market.stops if self._crossed(self.orders[id], market.mark)]:
-            market.stops.remove(id)
             self._note("trigger", id, now)
             self._take(self.orders[id], now)
         self._quote(market, now)
-        return market.mark
+        self._commit()
 
     def expire(self, now: int) -> None:
         """End what was good for a day that is over."""
-        for market in self.markets.values():
-            for id in [entry[2] for entry in market.bids + market.asks] + list(market.stops):
-                order = self.orders[id]
-                if order.time_in_force == "DAY" and order.at // DAY_MS != now // DAY_MS:
-                    self._note("done", id, now, state="expired", reason="end of the day")
+        for id in list(self._day_orders):
+            if self.orders[id].at // DAY_MS != now // DAY_MS:
+                self._note("done", id, now, state="expired", reason="end of the day")
+        self._commit()
 
     # Matching
 
@@ -220,7 +249,7 @@ class Exchange:
     def _maker_price(self, market: Market, side: str) -> int:
         """What the market maker asks of a buyer, or bids to a seller."""
         offset = self._spread * market.instrument.tick
-        return market.mark + offset if side == "buy" else market.mark - offset
+        return market.mark + offset if side == "buy" else max(market.mark - offset, market.instrument.tick)
 
     def _best(self, order: VenueOrder, market: Market) -> tuple[int, int, str] | None:
         """Price, quantity and order id ('' for the market maker) of the best counterpart in reach."""

@@ -22,6 +22,7 @@ import uvicorn
 from trading_bot.domain import money
 from trading_bot.domain.instrument import Instrument
 from trading_bot.paper.exchange import Exchange, Line, VenueOrder
+from trading_bot.paper.ticks import Replay
 
 Publish = Callable[[str, bytes], Awaitable[None]]
 _encode = msgspec.json.Encoder().encode
@@ -58,8 +59,16 @@ class PaperVenue:
     """The ASGI application and the clock behind it."""
 
     def __init__(
-        self, instruments: dict[Instrument, int], journal: str, *, seed: int, tick_seconds: float
+        self,
+        instruments: dict[Instrument, int],
+        journal: str,
+        *,
+        seed: int,
+        tick_seconds: float,
+        replay: Replay | None = None,
     ) -> None:
+        """Raises ValueError for a journal that cannot be read."""
+        self._replayed = replay
         self._file = os.open(journal, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o640)
         self.exchange = Exchange(instruments, self._write, seed=seed)
         self._replay(journal)
@@ -78,25 +87,44 @@ class PaperVenue:
                 # since nothing was answered before it was written.
                 if not line.endswith(b"\n"):
                     break
-                self.exchange.replay(msgspec.json.decode(line))
+                try:
+                    self.exchange.replay(msgspec.json.decode(line))
+                except (msgspec.DecodeError, ValueError, KeyError) as error:
+                    where = f"{journal}: byte {good}"
+                    raise ValueError(f"{where}: {type(error).__name__}: {error}") from None
                 good += len(line)
         os.ftruncate(self._file, good)
 
-    def _write(self, line: Line) -> None:
-        os.write(self._file, _encode(line) + b"\n")
+    def _write(self, lines: list[Line]) -> None:
+        data = b"".join(_encode(line) + b"\n" for line in lines)
+        try:
+            written = os.write(self._file, data)
+        except OSError as error:
+            raise SystemExit(f"the journal cannot be written: {error.strerror}") from None
+        if written != len(data):
+            raise SystemExit("the journal cannot be written whole")
         self._arrived.set()
 
-    async def run(self, publish: Publish | None) -> None:
-        """Tick for ever."""
+    async def run(self, publish: Publish) -> None:
+        """Tick for ever: walk, or replay what was recorded."""
+        if self._replayed is not None:
+            await self._replay_ticks(self._replayed, publish)
         while True:
             await asyncio.sleep(self._tick_seconds)
             now = _now()
             self.exchange.expire(now)
-            for symbol in self.exchange.markets:
-                mark = self.exchange.tick(symbol, now)
-                if publish is not None:
-                    tick = {"symbol": symbol, "price": money.show(mark), "at": now}
-                    await publish(f"market.ticks.{symbol}", _encode(tick))
+            for symbol in self.exchange.markets if self._replayed is None else ():
+                await _tell(publish, symbol, self.exchange.walk(symbol, now), now)
+
+    async def _replay_ticks(self, replay: Replay, publish: Publish) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for after, tick in replay.schedule():
+            await asyncio.sleep(max(0, began + after - loop.time()))
+            now = _now()
+            self.exchange.expire(now)
+            self.exchange.tick(tick.symbol, tick.price, now)
+            await _tell(publish, tick.symbol, tick.price, now)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         body = b""
@@ -255,6 +283,11 @@ def _fill(line: Line) -> Line:
     }
 
 
+async def _tell(publish: Publish, symbol: str, mark: int, now: int) -> None:
+    tick = {"symbol": symbol, "price": money.show(mark), "at": now}
+    await publish(f"market.ticks.{symbol}", _encode(tick))
+
+
 def _now() -> int:
     return int(time.time() * 1000)
 
@@ -302,10 +335,11 @@ async def serve(
         if connect is not None:
             publish = await connect()
 
-    tasks = [loop.create_task(venue.run(to_bus)), loop.create_task(join())]
-    try:
-        await server.serve()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    market, joining = loop.create_task(venue.run(to_bus)), loop.create_task(join())
+    market.add_done_callback(lambda _: stop())
+    await server.serve()
+    if market.done():
+        market.result()  # it never ends by itself
+    for task in (market, joining):
+        task.cancel()
+    await asyncio.gather(market, joining, return_exceptions=True)

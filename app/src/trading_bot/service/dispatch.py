@@ -1,4 +1,4 @@
-"""From the ledger to the venue and back. Any number of instances may do this at once.
+"""From the ledger to the venue and back. Any number of the fleet's instances may do this at once.
 
 An order is written as sent before it is sent. Without an answer its state is unknown, and the venue is asked
 before anything else is done with it. It is sent again only once the venue has said that it does not have it
@@ -21,6 +21,13 @@ CLOCK_SKEW = 0.5
 """How far the venue's clock may be behind ours, in seconds."""
 
 
+class NoVenue:
+    """``ports.Probe`` where no venue is configured: accepted would mean that an order will be sent."""
+
+    def reason(self) -> str:
+        return "venue.adapter is none, so nothing would send an order: name a venue, or hold to decide only"
+
+
 class Dispatcher:
     def __init__(
         self,
@@ -30,6 +37,7 @@ class Dispatcher:
         *,
         timeout: float,
         recheck: float,
+        member: Callable[[], bool] = lambda: True,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._book = book
@@ -37,6 +45,7 @@ class Dispatcher:
         self._log = log
         self._timeout = timeout
         self._recheck = recheck
+        self._member = member
         self._wall = wall
         self._lease = timeout * 3 + 1
         self._nudged = asyncio.Event()
@@ -46,6 +55,8 @@ class Dispatcher:
         self._reconciled = False
         self._why = "not reconciled with the venue yet"
         self.fills = 0
+        self.doubled = 0
+        self.fenced = 0
 
     def reason(self) -> str | None:
         """``ports.Probe``: None once the venue's reports up to this start were applied."""
@@ -56,8 +67,11 @@ class Dispatcher:
         self._nudged.set()
 
     async def run(self) -> None:
-        """Send, ask, cancel; for ever."""
+        """Send, ask, cancel; for ever. Nothing is taken while this instance is no member of the fleet."""
         while True:
+            if not self._member():
+                await asyncio.sleep(IDLE_SECONDS)
+                continue
             try:
                 due = await self._book.due(CONCURRENCY * 2)
             except TradingError:
@@ -145,10 +159,12 @@ class Dispatcher:
     ) -> None:
         """A conclusion of this holder's own: the ledger takes it only while the fence is the latest."""
         order = task.order
-        code, _ = await self._book.settle(
+        code, _, _ = await self._book.settle(
             order.account, order.client_order_id, state, (), filled=filled, fence=task.fence,
             again_in=again_in, reason=reason,
         )  # fmt: skip
+        if code is SettleCode.FENCED:
+            self.fenced += 1
         self._log(
             "dispatch", account=order.account, order=order.client_order_id,
             outcome=state.value if state else "strange", reason=reason, code=code.name.lower(),
@@ -156,11 +172,17 @@ class Dispatcher:
 
     async def _apply(self, report: Report, task: Task | None = None) -> None:
         """What the venue says is a fact, whoever heard it first."""
-        code, fresh = await self._book.settle(
+        code, fresh, doubled = await self._book.settle(
             report.account, report.client_order_id, report.state, report.fills, filled=report.filled,
             again_in=self._recheck if task is not None else None, reason=report.reason,
         )  # fmt: skip
         self.fills += fresh
+        self.doubled += doubled
+        if doubled:
+            self._log(
+                "defect", account=report.account, order=report.client_order_id, doubled=doubled,
+                detail="the venue executed more than was ordered, or one trade id twice",
+            )  # fmt: skip
         if fresh or task is not None or code is not SettleCode.APPLIED:
             self._log(
                 "venue", account=report.account, order=report.client_order_id, fills=fresh,
@@ -168,9 +190,10 @@ class Dispatcher:
             )  # fmt: skip
 
     async def follow(self) -> None:
-        """Read the venue's reports, one instance at a time, and become ready once this start caught up."""
+        """Read the venue's reports, one member at a time, and become ready once this start caught up."""
         head: int | None = None
         lease = self._timeout + 3
+        leads = False
         while True:
             try:
                 if head is None:
@@ -179,7 +202,10 @@ class Dispatcher:
                 if seen >= head and not self._reconciled:
                     self._reconciled = True
                     self._log("reconcile", outcome="caught up", seen=seen)
-                if not await self._book.lead("reports", lease):
+                if leads and not self._member():
+                    await self._book.leave("reports")
+                leads = self._member() and await self._book.lead("reports", lease)
+                if not leads:
                     await asyncio.sleep(0.3)
                     continue
                 last, reports = await self._venue.reports(seen, 1.0)
@@ -187,6 +213,7 @@ class Dispatcher:
                     await self._apply(report)
                 if last != seen:
                     await self._book.note_seen(last)
+                await self._book.note_marks(await self._venue.prices())
             except TradingError as error:
                 self._why = f"not reconciled with the venue yet: {error}"
                 await asyncio.sleep(0.3)

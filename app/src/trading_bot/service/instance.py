@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trading_bot.domain.traffic import Traffic
 from trading_bot.ports import Controls, Probe
 
 
@@ -22,7 +24,12 @@ class Identity:
 
 class Instance:
     def __init__(
-        self, identity: Identity, config_hash: str, needs: dict[str, Probe], controls: Controls
+        self,
+        identity: Identity,
+        config_hash: str,
+        needs: dict[str, Probe],
+        controls: Controls,
+        traffic: Callable[[], Traffic | None],
     ) -> None:
         self.identity = identity
         self.config_hash = config_hash
@@ -30,6 +37,7 @@ class Instance:
         self.started_ms = int(time.time() * 1000)
         self._needs = needs
         self._controls = controls
+        self._traffic = traffic
 
     def not_ready(self) -> dict[str, str]:
         """Why the instance takes no orders: what is missing, and the reason. Empty when it is ready."""
@@ -41,7 +49,7 @@ class Instance:
         return reasons
 
     async def status(self) -> dict[str, Any]:
-        identity = self.identity
+        identity, traffic = self.identity, self._traffic()
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started_ms / 1000))
         return {
             "version": identity.version,
@@ -53,6 +61,9 @@ class Instance:
             "mode": await self._controls.mode(),
             "features": await self._controls.features(),
             "hotfixes": self._controls.shown(),
+            "traffic": None
+            if traffic is None
+            else {name: getattr(traffic, name) for name in ("stable", "canary", "salt", "cut", "shadow")},
             "started_at": started,
             "draining": self.draining,
             "ready": not self.not_ready(),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from trading_bot.domain.admission import Admission, Code
-from trading_bot.domain.order import Order, OrderRequest, order_from
+from trading_bot.domain.order import Order, OrderRequest, ReplaceRequest, order_from, replacement_from
 from trading_bot.domain.position import Account
 from trading_bot.errors import Malformed, TradingError, Unavailable
 from trading_bot.ports import CancelCode, Ledger, Log, OrderView, Probe
@@ -20,13 +20,42 @@ _OUTCOME = {
     Code.CONFLICT: "conflict",
     Code.THROTTLED: "throttled",
     Code.HALTED: "halted",
+    Code.NONE: "unknown",
+    Code.DONE: "done",
+    Code.MOVED: "done",
+    Code.PENDING: "done",
 }
-OUTCOMES = (*_OUTCOME.values(), "again", "malformed", "unavailable", "error")
+OUTCOMES = (*dict.fromkeys(_OUTCOME.values()), "again", "malformed", "unavailable", "error")
+
+_NO_SUCH_ORDER = Admission(Code.NONE, False, 0, "", "")
 
 Observe = Callable[[str, str, float], None]
 
-
 Body = TypeVar("Body")
+Some = TypeVar("Some", Order, Order | None)
+
+
+class Mirrored(Protocol):
+    """Where copies of decided orders go, for a release on trial."""
+
+    @property
+    def on(self) -> bool: ...
+
+    def take(
+        self,
+        account: str,
+        path: str,
+        body: bytes,
+        outcome: str,
+        order: Order | None,
+        admission: Admission | None,
+    ) -> None:
+        """Copy what was decided. Returns at once and raises nothing."""
+
+
+def outcome_of(admission: Admission) -> str:
+    again = admission.again and admission.code is not Code.CONFLICT
+    return "again" if again else _OUTCOME[admission.code]
 
 
 def decode(body: bytes, type_: type[Body]) -> Body:
@@ -42,7 +71,10 @@ def decode(body: bytes, type_: type[Body]) -> Body:
 
 class OrderDesk:
     """Decides orders. ``observe(path, outcome, seconds)`` is told of each,
-    ``nudge()`` of whatever there is to send."""
+    ``nudge()`` of whatever there is to send.
+
+    Without what it ``needs`` nothing is done. New orders ask ``intake`` as well, which cancels pass by.
+    """
 
     def __init__(
         self,
@@ -51,20 +83,25 @@ class OrderDesk:
         observe: Observe,
         log: Log,
         nudge: Callable[[], None] = lambda: None,
+        mirror: Mirrored | None = None,
+        intake: dict[str, Probe] | None = None,
     ) -> None:
         self._ledger = ledger
         self._needs = needs
+        self._intake = {**needs, **(intake or {})}
         self._observe = observe
         self._log = log
         self._nudge = nudge
+        self._mirror = mirror
+        self.on_conflict: Callable[[str, str], None] = lambda account, client_order_id: None
         self.closed = False
         self.in_flight = 0
 
-    def check(self) -> None:
+    def check(self, *, new: bool = False) -> None:
         """Raises Unavailable while a dependency is away or after the desk closed."""
         if self.closed:
             raise Unavailable("instance", "draining")
-        for dependency, probe in self._needs.items():
+        for dependency, probe in (self._intake if new else self._needs).items():
             reason = probe.reason()
             if reason is not None:
                 raise Unavailable(dependency, reason)
@@ -92,7 +129,7 @@ class OrderDesk:
     async def rehearse(self, account: str, body: bytes, request_id: str) -> tuple[Order, Admission]:
         """Decide without leaving a trace: what this version would say of a mirrored order."""
         order = order_from(account, decode(body, OrderRequest))
-        self.check()
+        self.check(new=True)
         return order, await self._ledger.admit(order, request_id, dry=True)
 
     async def submit(self, account: str, body: bytes, path: str, request_id: str) -> tuple[Order, Admission]:
@@ -100,25 +137,88 @@ class OrderDesk:
 
         Raises Malformed, or Unavailable while a dependency is away or after the desk closed.
         """
+        mirror = self._mirror if self._mirror is not None and self._mirror.on else None
+
+        async def decide() -> tuple[Order, Admission]:
+            order = order_from(account, decode(body, OrderRequest))
+            self.check(new=True)
+            return order, await self._ledger.admit(order, request_id, tell=mirror is not None)
+
+        try:
+            order, admission = await self._decide(account, path, request_id, decide)
+        except Malformed:
+            if mirror is not None:
+                mirror.take(account, path, body, "malformed", None, None)
+            raise
+        if mirror is not None:
+            mirror.take(account, path, body, outcome_of(admission), order, admission)
+        return order, admission
+
+    async def replace(
+        self,
+        account: str,
+        client_order_id: str,
+        body: bytes,
+        path: str,
+        request_id: str,
+        *,
+        dry: bool = False,
+    ) -> tuple[str, Admission, str]:
+        """Decide the order in ``body`` in the place of another: its id, the decision, and the other's state.
+
+        Raises as ``submit``. The same again gets the same decision, whatever became of either meanwhile.
+        """
+        state = ""
+
+        async def decide() -> tuple[Order | None, Admission]:
+            nonlocal state
+            request = decode(body, ReplaceRequest)
+            self.check(new=True)
+            admission = _NO_SUCH_ORDER
+            order = None
+            while True:
+                replaced = await self._ledger.order(account, client_order_id)
+                if replaced is None:
+                    return order, admission
+                order = replacement_from(request, replaced.order, replaced.total)
+                admission, state = await self._ledger.replace(replaced, order, request_id, dry=dry)
+                # It began to await, or awaits no more, since it was read: an order does each of these once.
+                if admission.code is not Code.MOVED:
+                    return order, admission
+
+        if dry:
+            order, admission = await decide()
+        else:
+            order, admission = await self._decide(account, path, request_id, decide, replaces=client_order_id)
+        return order.client_order_id if order else "", admission, state
+
+    async def _decide(
+        self,
+        account: str,
+        path: str,
+        request_id: str,
+        decide: Callable[[], Awaitable[tuple[Some, Admission]]],
+        **about: str,
+    ) -> tuple[Some, Admission]:
         began = time.perf_counter()
         outcome = "error"
         self.in_flight += 1
         try:
-            order = order_from(account, decode(body, OrderRequest))
-            self.check()
-            admission = await self._ledger.admit(order, request_id)
-            again = admission.again and admission.code is not Code.CONFLICT
+            order, admission = await decide()
             if admission.code is Code.ACCEPTED:
                 self._nudge()
-            outcome = "again" if again else _OUTCOME[admission.code]
+            outcome = outcome_of(admission)
             refusal = admission.refusal
+            if admission.code is Code.CONFLICT and order is not None:
+                self.on_conflict(account, order.client_order_id)
             self._log(
                 "order",
                 account=account,
-                order=order.client_order_id,
+                order=order.client_order_id if order else "",
                 outcome=outcome,
                 path=path,
                 request=request_id,
+                **about,
                 **({"rule": refusal.rule, "limit": refusal.limit, "value": refusal.value} if refusal else {}),
             )
             return order, admission

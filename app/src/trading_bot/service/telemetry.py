@@ -10,6 +10,9 @@ from typing import Any
 from trading_bot.errors import TradingError
 from trading_bot.ports import Feed
 
+SCHEMA = 1
+"""Rises when a field of a line changes its meaning or goes; new fields may come at any time."""
+
 
 class Telemetry:
     """``snapshot()`` gives totals since the start; a line holds what changed since the line before."""
@@ -21,13 +24,16 @@ class Telemetry:
         who: dict[str, str],
         monitoring: Callable[[], tuple[float, float, str]],
         on: Callable[[], bool],
+        risk: Callable[[], dict[str, Any]],
     ) -> None:
-        """``monitoring`` gives interval and retention in seconds, and the channel."""
+        """``monitoring`` gives interval and retention in seconds, and the channel; ``risk`` the
+        latest sweep."""
         self._feed = feed
         self._snapshot = snapshot
         self._who = who
         self._monitoring = monitoring
         self._on = on
+        self._risk = risk
 
     async def run(self) -> None:
         before, at = self._snapshot(), time.monotonic()
@@ -36,7 +42,10 @@ class Telemetry:
             await asyncio.sleep(interval)
             now, now_at = self._snapshot(), time.monotonic()
             if self._on():
-                line = {**self._who, "at": int(time.time() * 1000), **rates(before, now, now_at - at)}
+                line = {
+                    "schema": SCHEMA, **self._who, "at": int(time.time() * 1000),
+                    **rates(before, now, now_at - at), "risk": self._risk() or None,
+                }  # fmt: skip
                 try:
                     await self._feed.publish(channel, line, retention)
                 except TradingError:

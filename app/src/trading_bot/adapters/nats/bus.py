@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import nats
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
+from nats.errors import ConnectionClosedError
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import BadRequestError, BucketNotFoundError, KeyNotFoundError, NotFoundError
+from nats.protocol import parser
 
 from trading_bot.domain import money
 from trading_bot.domain.order import valid_symbol
@@ -25,11 +27,14 @@ from trading_bot.ports import Event
 
 STREAM = "TRADING_EVENTS"
 SUBMIT = "trading.orders.submit."
+SHADOW = "trading.shadow."
 CONTROL = "trading.control.changed"
 TICKS = "market.ticks."
 BUCKET = "release"
 TRAFFIC_KEY = "traffic"
 DUPLICATE_WINDOW = 120.0
+BACKLOG = 256 * 1024
+"""Bytes that may wait for the server before copies of orders are dropped."""
 _TRAFFIC_SUBJECT = f"$KV.{BUCKET}.{TRAFFIC_KEY}"
 
 OnTraffic = Callable[[Traffic], None]
@@ -42,6 +47,7 @@ class Settings:
     urls: list[str]
     name: str
     slot: str
+    release: str
     user: str
     password: Callable[[], str]
     reconnect_wait: float
@@ -55,6 +61,35 @@ class _Ack(msgspec.Struct):
     seq: int = 0
     duplicate: bool = False
     error: dict[str, Any] | None = None
+
+
+# The library takes a form feed for the end of a subject, NATS does not; and then it knows not where it is.
+for _name in ("MSG_RE", "HMSG_RE"):
+    _pattern = getattr(parser, _name).pattern.replace(rb"[^\s]", rb"[^ \t\r\n]")
+    setattr(parser, _name, re.compile(_pattern))
+
+
+class _Connection(NatsClient):
+    """A connection that no message can end: the library stops reading at one that it cannot decode."""
+
+    async def publish(self, *arguments: Any, **named: Any) -> None:
+        try:
+            await super().publish(*arguments, **named)
+        except RuntimeError as error:
+            # uvloop's word for a transport that is closed.
+            raise ConnectionClosedError from error
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (UnicodeDecodeError, IndexError):
+            return None
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        # A subject that is not UTF-8 names nobody, as one with U+FFFD does; to such a reply nothing is sent.
+        named = subject.decode(errors="replace").encode()
+        answered = reply if reply.decode(errors="ignore").encode() == reply else b""
+        await super()._process_msg(sid, named, answered, data, headers)
 
 
 class Bus:
@@ -75,6 +110,7 @@ class Bus:
         on_request: OnRequest,
         on_tick: OnTick,
         on_control: Callable[[], None],
+        on_copy: Callable[[bytes], None],
         on_change: Callable[[str | None], None],
     ) -> None:
         self._settings = settings
@@ -83,6 +119,7 @@ class Bus:
         self._on_request = on_request
         self._on_tick = on_tick
         self._on_control = on_control
+        self._on_copy = on_copy
         self._on_change = on_change
         self._nc: NatsClient | None = None
         self._js: JetStreamContext | None = None
@@ -102,6 +139,12 @@ class Bus:
         if self._reason is None and not self._subscribed:
             return "orders are not subscribed to before the ledger is usable"
         return self._reason
+
+    def connection(self) -> tuple[NatsClient, JetStreamContext]:
+        """What is connected now. Raises Unavailable."""
+        if self._nc is None or self._js is None or self._reason is not None:
+            raise Unavailable("nats", self._reason or "not connected")
+        return self._nc, self._js
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -243,7 +286,9 @@ class Bus:
         settings = self._settings
 
         async def on_disconnected() -> None:
-            self._set(self._last_error or "connection lost")
+            # What we close ourselves has a better reason than that.
+            if self._nc is not None:
+                self._set(self._last_error or "connection lost")
 
         async def on_closed() -> None:
             closed.set()
@@ -258,11 +303,15 @@ class Bus:
         if password:
             credentials["password"] = password
         self._last_error = ""
-        self._nc = await nats.connect(
+        nc = _Connection()
+        await nc.connect(
             servers=settings.urls,
             name=settings.name,
             connect_timeout=2,
             allow_reconnect=False,
+            # How often and how soon again is ours to say: by itself it would try each server for two minutes.
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
             ping_interval=1,
             max_outstanding_pings=2,
             disconnected_cb=on_disconnected,
@@ -270,7 +319,8 @@ class Bus:
             error_cb=on_error,
             **credentials,
         )
-        self._js = self._nc.jetstream(timeout=2)
+        self._nc = nc
+        self._js = nc.jetstream(timeout=2)
 
     async def _prepare(self) -> None:
         nc, js = self._nc, self._js
@@ -291,6 +341,10 @@ class Bus:
         await self._subscribe_requests()
         await nc.subscribe(TICKS + "*", cb=self._ticked)
         await nc.subscribe(CONTROL, cb=self._control_changed)
+        settings = self._settings
+        await nc.subscribe(
+            SHADOW + settings.slot, queue=f"{settings.slot}.{settings.release}", cb=self._copied
+        )
         await nc.flush(timeout=2)
 
     async def _traffic_changed(self, message: Msg) -> None:
@@ -304,6 +358,20 @@ class Bus:
         if nc is not None and nc.is_connected:
             with contextlib.suppress(NatsError):
                 await nc.publish(CONTROL, b"")
+
+    async def copy(self, slot: str, data: bytes) -> bool:
+        """Send a copy of an order to a slot; False where that would not leave at once."""
+        nc = self._nc
+        if nc is None or self._reason is not None or nc.pending_data_size > BACKLOG:
+            return False
+        try:
+            await nc.publish(SHADOW + slot, data)
+        except (NatsError, OSError):
+            return False
+        return True
+
+    async def _copied(self, message: Msg) -> None:
+        self._on_copy(message.data)
 
     async def _control_changed(self, message: Msg) -> None:
         self._on_control()

@@ -23,7 +23,9 @@
 --   limits (see domain/limits.py): 14 position size  15 order notional  16 open orders  17 orders a second
 --   18 price collar  19 leverage  20 margin level  21 margin rate  22 drawdown  23 duplicate window
 --   24 initial equity  25 age of a mark
---   26 decide only 0|1: leave no trace, for a release that is tried in the shadow
+--   26 what for: 0 decide · 1 decide only, leave no trace · 2 decide, and tell what it was decided from; after
+--      0 and 2 the name under which trading:limits (hash) is to hold the limits, for the audit ·
+--      {..} what an order was decided from, as JSON (domain/shadow.py): decide from that, leave no trace
 --
 -- Fields of an account
 --   cash                    paid in, plus realised, less fees
@@ -37,14 +39,26 @@
 --   1 accepted · 2 refused by a check · 3 conflict: the id names another order
 --   4 throttled · 5 halted. Codes 4 and 5 leave no trace of the order: it may be sent again.
 --   again is 1 where the decision had been made before. A ratio's value is <numerator>/<denominator>.
+--   With ARGV 26 = 2 and where it was decided now, or is a conflict, there is a ninth element: {at, order,
+--   account, control, symbols, marks, instrument, intent} as they were before. With ARGV 26 = {..} the ninth is
+--   1 where more was needed than is told there, and was read from the ledger as it is by now.
 
 local ACCEPTED, REFUSED, CONFLICT, THROTTLED, HALTED = 1, 2, 3, 4, 5
 local MAX = 9e15
 
-local known = redis.call('HMGET', KEYS[1], 'fp', 'decision', 'at', 'version', 'slot', 'rule', 'limit', 'value')
+local purpose = string.byte(ARGV[26])
+local told = purpose == 123 and cjson.decode(ARGV[26])
+local tell, dry = purpose == 50, purpose ~= 48 and purpose ~= 50
+
+local known
+if told then
+  known = told.order
+else
+  known = redis.call('HMGET', KEYS[1], 'fp', 'decision', 'at', 'version', 'slot', 'rule', 'limit', 'value')
+end
 if known[1] then
   if known[1] ~= ARGV[3] then
-    return {CONFLICT, 1, known[3], known[4], known[5], '', '', ''}
+    return {CONFLICT, 1, known[3], known[4], known[5], '', '', '', tell and {known[3], known} or nil}
   end
   return {tonumber(known[2]), 1, known[3], known[4], known[5], known[6] or '', known[7] or '', known[8] or ''}
 end
@@ -70,22 +84,46 @@ local function times(a, b)
 end
 
 local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now = told and tonumber(told.at) or clock[1] * 1000 + math.floor(clock[2] / 1000)
 local at = int(now)
-local dry = ARGV[26] == '1'
+local ninth
 
 local function answer(code, rule, limit, value)
-  return {code, 0, at, ARGV[11], ARGV[12], rule, limit, value}
+  return {code, 0, at, ARGV[11], ARGV[12], rule, limit, value, ninth}
 end
 
-local control = redis.call('HMGET', KEYS[4], 'halted', 'degraded')
+local control = told and told.control or redis.call('HMGET', KEYS[4], 'halted', 'degraded')
 if control[1] == '1' then
   return answer(HALTED, 'halted', '', '')
 end
 
 local account = {}
-local flat = redis.call('HGETALL', KEYS[2])
+local flat = told and told.account or redis.call('HGETALL', KEYS[2])
 for i = 1, #flat, 2 do account[flat[i]] = flat[i + 1] end
+
+local instrument
+if told then
+  instrument = told.instrument
+else
+  instrument = redis.call('HGET', KEYS[9], ARGV[4])
+end
+local function other_intent()
+  if told then return told.intent end
+  return redis.call('GET', KEYS[10])
+end
+
+if tell then
+  local symbols, seen = {ARGV[4]}, {[ARGV[4]] = true}
+  for name in pairs(account) do
+    local held = string.match(name, ':(.+)$')
+    if held and not seen[held] then
+      seen[held] = true
+      symbols[#symbols + 1] = held
+    end
+  end
+  ninth = {at, known, flat, control, symbols, redis.call('HMGET', KEYS[5], unpack(symbols)), instrument,
+    other_intent()}
+end
 
 local function field(name)
   return tonumber(account[name] or 0)
@@ -133,7 +171,6 @@ if not reducing then
   if ARGV[10] == '1' then return refuse('reduce_only', int(closable), int(quantity)) end
 end
 
-local instrument = redis.call('HGET', KEYS[9], symbol)
 if not instrument then return refuse('instrument_unknown', 'a known instrument', symbol) end
 local tick, lot, minimum, maximum = string.match(instrument, '^(%d+)|(%d+)|(%d+)|(%d+)')
 if price and math.fmod(price, tick) ~= 0 then return refuse('tick_size', tick, int(price)) end
@@ -147,7 +184,13 @@ local marks = {}
 local age = tonumber(ARGV[25])
 local function mark_of(name)
   if marks[name] == nil then
-    local text = redis.call('HGET', KEYS[5], name)
+    local text
+    if told and told.marks[name] ~= nil then
+      text = told.marks[name]
+    else
+      if told then ninth = 1 end
+      text = redis.call('HGET', KEYS[5], name)
+    end
     local value, stamp
     if text then value, stamp = string.match(text, '^(%d+)|?(%d*)') end
     if value and (age == 0 or stamp == '' or now - tonumber(stamp) <= age) then
@@ -261,7 +304,7 @@ end
 
 local window = tonumber(ARGV[23])
 if window > 0 then
-  local other = redis.call('GET', KEYS[10])
+  local other = other_intent()
   if other then return refuse('duplicate_intent', 'one such order in ' .. ARGV[23] .. ' ms', other) end
 end
 
@@ -285,8 +328,17 @@ redis.call('HSET', KEYS[1], 'fp', ARGV[3], 'decision', ACCEPTED, 'st', 'accepted
   'slot', ARGV[12], 'left', int(quantity), 'reserved', int(notional), 'reference', int(reference))
 redis.call('ZADD', KEYS[3], at, ARGV[2])
 redis.call('ZADD', KEYS[8], at, ARGV[1] .. ' ' .. ARGV[2])
+-- What it takes to check this decision once more, whatever has changed by then.
+local limits, used = string.sub(ARGV[26], 2), {}
+if redis.call('HEXISTS', 'trading:limits', limits) == 0 then
+  redis.call('HSET', 'trading:limits', limits, table.concat(ARGV, '|', 14, 25))
+end
+for name, mark in pairs(marks) do
+  if mark then used[#used + 1] = name .. '=' .. int(mark) end
+end
 redis.call('XADD', KEYS[7], '*', 'e', 'order.accepted', 'account', ARGV[1], 'order', ARGV[2], 'fp', ARGV[3],
-  'version', ARGV[11], 'slot', ARGV[12], 'request', ARGV[13])
+  'version', ARGV[11], 'slot', ARGV[12], 'request', ARGV[13], 'limits', limits, 'cash', cash,
+  'marks', table.concat(used, ','))
 redis.call('XADD', KEYS[6], '*', 'e', 'order.accepted', 'account', ARGV[1], 'order', ARGV[2], 'fp', ARGV[3],
   'at', at, 'version', ARGV[11], 'slot', ARGV[12])
 return answer(ACCEPTED, '', '', '')

@@ -272,6 +272,38 @@ class Client:
             raise _error(reply, refused=True)
 
 
+class Pool:
+    """Connections for reading, so that a long answer is not in front of an order. One at first, and one more
+    whenever all wait for an answer, up to ``size``."""
+
+    def __init__(self, endpoint: Callable[[], Endpoint], *, name: str, size: int) -> None:
+        self._endpoint = endpoint
+        self._name = name
+        self._size = size
+        self._waiting: dict[Client, int] = {}
+
+    def start(self) -> None:
+        client = Client(self._endpoint, name=self._name)
+        self._waiting[client] = 0
+        client.start()
+
+    async def call(self, *command: Argument) -> Any:
+        """As ``Client.call``."""
+        client = min(self._waiting, key=lambda client: (client.reason() is not None, self._waiting[client]))
+        if self._waiting[client] and len(self._waiting) < self._size:
+            # This call does not wait for it; the next one finds it open.
+            self.start()
+        self._waiting[client] += 1
+        try:
+            return await client.call(*command)
+        finally:
+            self._waiting[client] -= 1
+
+    async def stop(self) -> None:
+        for client in self._waiting:
+            await client.stop()
+
+
 def _error(reply: Exception, refused: bool = False) -> Unavailable | LedgerError:
     text = str(reply)
     code = text.partition(" ")[0]

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any
 
 import msgspec
 
-from trading_bot.adapters.redis.connection import Client
-from trading_bot.domain import money
-from trading_bot.domain.admission import Admission, Code, Refusal
+from trading_bot.adapters.redis.connection import Client, Pool
+from trading_bot.domain.admission import Admission, Code, Facts, Refusal, refusal_from
+from trading_bot.domain.audit import OrderFields
 from trading_bot.domain.instrument import Instrument
 from trading_bot.domain.lifecycle import State
 from trading_bot.domain.limits import Limits
 from trading_bot.domain.order import Order, fingerprint, order_from_fingerprint
 from trading_bot.domain.position import Account, account_from
-from trading_bot.errors import LedgerError, TradingError, Unavailable
-from trading_bot.ports import CancelCode, Event, Fill, OrderView, SettleCode, Task
+from trading_bot.errors import LedgerError, Unavailable
+from trading_bot.ports import CancelCode, Event, Fill, OrderView, SettleCode, Task, View
 
 
 def _script(name: str) -> tuple[str, str]:
     text = (resources.files(__package__) / f"{name}.lua").read_text(encoding="utf-8")
+    text = text.replace("-- include admit.lua\n", ADMIT) if name == "replace" else text
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 ADMIT, _ADMIT = _script("admit")
+REPLACE, _REPLACE = _script("replace")
+PROCEED, _PROCEED = _script("proceed")
 CANCEL, _CANCEL = _script("cancel")
 SETTLE, _SETTLE = _script("settle")
 TAKE, _TAKE = _script("take")
@@ -39,7 +41,26 @@ LEAD, _LEAD = _script("lead")
 CONTROL_SCRIPT, _CONTROL = _script("control")
 CLAIM, _CLAIM = _script("claim")
 RELEASE, _RELEASE = _script("release")
-SCRIPTS = (ADMIT, CANCEL, SETTLE, TAKE, RESEND, MARK, LEAD, CONTROL_SCRIPT, CLAIM, RELEASE)
+INSPECT, _INSPECT = _script("inspect")
+KEEP, _KEEP = _script("keep")
+ALERT, ALERT_SHA = _script("alert")
+SCRIPTS = (
+    ALERT,
+    ADMIT,
+    REPLACE,
+    PROCEED,
+    CANCEL,
+    SETTLE,
+    TAKE,
+    RESEND,
+    MARK,
+    LEAD,
+    CONTROL_SCRIPT,
+    CLAIM,
+    RELEASE,
+    INSPECT,
+    KEEP,
+)
 
 CONTROL = "trading:control"
 MARKS = "trading:marks"
@@ -47,7 +68,11 @@ INSTRUMENTS = "trading:instruments"
 OUTBOX = "trading:outbox"
 AUDIT = "trading:audit"
 DISPATCH = "trading:dispatch"
+REPLACING = "trading:replacing"
 FILLS = "trading:fills"
+LIMITS = "trading:limits"
+VERIFIED = "trading:verified"
+VERIFIED_PROGRESS = "trading:verified:progress"
 OUTBOX_LEASE = "trading:lease:outbox"
 
 
@@ -63,43 +88,15 @@ def orders_key(account: str) -> str:
     return f"trading:orders:{account}"
 
 
-# How the value and the limit of each check are shown: amounts are stored scaled, ratios as a fraction.
-_AMOUNT_RULES = frozenset(
-    {
-        "max_position_size", "max_order_notional", "reduce_only", "degraded", "drawdown_latched", "tick_size",
-        "lot_size", "min_quantity", "max_quantity", "price_collar",
-    }
-)  # fmt: skip
-_RATIO_RULES = frozenset({"max_leverage", "min_margin_level", "max_drawdown"})
-
-
-def _amount(text: str) -> str:
-    return "..".join(money.show(int(x)) if x.lstrip("-").isdigit() else x for x in text.split(".."))
-
-
-def _ratio(text: str) -> str:
-    numerator, _, denominator = text.partition("/")
-    if not denominator:
-        return money.show(int(text))
-    if int(denominator) <= 0:
-        return "undefined"
-    return f"{Decimal(numerator) / Decimal(denominator):.6f}"
-
-
-def refusal_from(rule: str, limit: str, value: str) -> Refusal:
-    """A refusal as answers show it, from what the ledger stores."""
-    if rule in _AMOUNT_RULES:
-        return Refusal(rule, _amount(limit), _amount(value))
-    if rule in _RATIO_RULES:
-        return Refusal(rule, _ratio(limit), _ratio(value))
-    return Refusal(rule, limit, value)
-
-
 class RedisLedger:
-    """``ports.Ledger``. ``limits`` may be changed at any time; the next order is held to them."""
+    """``ports.Ledger``. ``limits`` may be changed at any time; the next order is held to them. ``reads`` are
+    connections for what decides nothing; without them there is one for all."""
 
-    def __init__(self, client: Client, *, version: str, slot: str, limits: Limits) -> None:
+    def __init__(
+        self, client: Client, *, version: str, slot: str, limits: Limits, reads: Pool | None = None
+    ) -> None:
         self._client = client
+        self._reads: Pool | Client = reads or client
         self._version = version
         self._slot = slot
         self.limits = limits
@@ -112,14 +109,48 @@ class RedisLedger:
     def limits(self, limits: Limits) -> None:
         self._limits = limits
         self._arguments = tuple(str(argument) for argument in limits.arguments())
+        text = "|".join(self._arguments)
+        self._limits_name = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
 
-    async def admit(self, order: Order, request_id: str, /, *, dry: bool = False) -> Admission:
-        account, client_order_id, price = order.account, order.client_order_id, order.price
+    async def admit(
+        self, order: Order, request_id: str, /, *, dry: bool = False, tell: bool = False
+    ) -> Admission:
+        purpose = "1" if dry else f"{2 if tell else 0}{self._limits_name}"
         reply = await self._client.call(
             "EVALSHA",
             _ADMIT,
             10,
-            f"trading:order:{account}:{client_order_id}",
+            *self._admission_keys(order),
+            *self._admission_arguments(order, fingerprint(order), request_id, self._arguments, purpose),
+        )
+        return admission_from(reply)
+
+    async def judge(self, order: Order, facts: Facts, limits: Limits) -> Admission | None:
+        told = {
+            "at": facts.at,
+            "order": [_or_false(word) for word in facts.order],
+            "account": facts.account,
+            "control": [_or_false(word) for word in facts.control],
+            "marks": {symbol: _or_false(text) for symbol, text in facts.marks.items()},
+            "instrument": _or_false(facts.instrument),
+            "intent": _or_false(facts.intent),
+        }
+        purpose = msgspec.json.encode(told).decode()
+        # Redis itself refuses whatever such a call would write.
+        reply = await self._client.call(
+            "EVALSHA_RO",
+            _ADMIT,
+            10,
+            *self._admission_keys(order),
+            *self._admission_arguments(order, fingerprint(order), "", limits.arguments(), purpose),
+        )
+        return None if len(reply) > 8 else admission_from(reply)
+
+    @staticmethod
+    def _admission_keys(order: Order) -> tuple[str, ...]:
+        account = order.account
+        return (
+            f"trading:order:{account}:{order.client_order_id}",
             f"trading:account:{account}",
             f"trading:orders:{account}",
             CONTROL,
@@ -128,24 +159,57 @@ class RedisLedger:
             AUDIT,
             DISPATCH,
             INSTRUMENTS,
-            f"trading:intent:{account}:{order.symbol}|{order.side.value}|{order.quantity}|{price}",
-            account,
-            client_order_id,
-            fingerprint(order),
+            f"trading:intent:{account}:{order.symbol}|{order.side.value}|{order.quantity}|{order.price}",
+        )
+
+    def _admission_arguments(
+        self, order: Order, identity: str, request_id: str, limits: Sequence[str | int], purpose: str
+    ) -> tuple[str | int, ...]:
+        price, stop_price = order.price, order.stop_price
+        return (
+            order.account,
+            order.client_order_id,
+            identity,
             order.symbol,
             order.side.value,
             order.type.value,
             order.quantity,
             "" if price is None else price,
-            "" if order.stop_price is None else order.stop_price,
+            "" if stop_price is None else stop_price,
             1 if order.reduce_only else 0,
             self._version,
             self._slot,
             request_id,
-            *self._arguments,
-            1 if dry else 0,
+            *limits,
+            purpose,
         )
-        return admission_from(reply)
+
+    async def replace(
+        self, replaced: OrderView, order: Order, request_id: str, *, dry: bool = False
+    ) -> tuple[Admission, str]:
+        account, old = order.account, replaced.order.client_order_id
+        live = replaced.awaits or old
+        asked = f"{old}|{order.quantity}|{order.price}|{order.stop_price}"
+        reply = await self._client.call(
+            "EVALSHA",
+            _REPLACE,
+            13,
+            *self._admission_keys(order),
+            order_key(account, old),
+            order_key(account, live),
+            REPLACING,
+            *self._admission_arguments(
+                order,
+                f"{fingerprint(order)}|replaces={old}",
+                request_id,
+                self._arguments,
+                "1" if dry else f"0{self._limits_name}",
+            ),
+            old,
+            live,
+            asked,
+        )
+        return admission_from(reply[:8]), reply[8].decode()
 
     async def cancel(self, account: str, client_order_id: str, request_id: str) -> tuple[CancelCode, str]:
         code, state = await self._client.call(
@@ -167,51 +231,57 @@ class RedisLedger:
         return CancelCode(code), state.decode()
 
     async def order(self, account: str, client_order_id: str) -> OrderView | None:
-        reply = await self._client.call("HMGET", order_key(account, client_order_id), *_VIEW)
+        reply = await self._reads.call("HMGET", order_key(account, client_order_id), *_VIEW)
         return _view(account, client_order_id, reply) if reply[0] else None
 
     async def orders(self, account: str, count: int) -> list[OrderView]:
-        ids = await self._client.call("ZREVRANGE", orders_key(account), 0, count - 1)
+        ids = await self._reads.call("ZREVRANGE", orders_key(account), 0, count - 1)
         names = [name.decode() for name in ids]
         found = await asyncio.gather(*(self.order(account, name) for name in names))
         return [view for view in found if view is not None]
 
     async def account(self, account: str) -> Account:
-        return account_from(_fields(await self._client.call("HGETALL", account_key(account))))
+        return account_from(fields_of(await self._reads.call("HGETALL", account_key(account))))
 
     async def marks(self) -> dict[str, int]:
-        fields = _fields(await self._client.call("HGETALL", MARKS))
+        fields = fields_of(await self._reads.call("HGETALL", MARKS))
         return {symbol: int(text.partition("|")[0]) for symbol, text in fields.items()}
 
 
 _VIEW = (
-    "fp", "st", "at", "version", "slot", "filled", "reason", "rule", "limit", "value", "cancel",
+    "fp", "st", "at", "version", "slot", "filled", "reason", "rule", "limit", "value", "cancel", "total",
+    "before", "awaits", "replaces", "next",
 )  # fmt: skip
 
 
 def _view(account: str, client_order_id: str, reply: list[bytes | None]) -> OrderView:
-    fp, st, at, version, slot, filled, reason, rule, limit, value, cancel = (
-        (word or b"").decode() for word in reply
-    )
-    refusal = refusal_from(rule, limit, value) if rule else Refusal("", "", "")
+    words = dict(zip(_VIEW, ((word or b"").decode() for word in reply), strict=True))
+    rule = words["rule"]
+    refusal = refusal_from(rule, words["limit"], words["value"]) if rule else Refusal("", "", "")
+    order = order_from_fingerprint(account, client_order_id, words["fp"])
     return OrderView(
-        order_from_fingerprint(account, client_order_id, fp),
-        State(st),
-        int(at),
-        version,
-        slot,
-        int(filled or 0),
-        reason,
+        order,
+        State(words["st"]),
+        int(words["at"]),
+        words["version"],
+        words["slot"],
+        int(words["filled"] or 0),
+        words["reason"],
         refusal.rule,
         refusal.limit,
         refusal.value,
-        cancel == "1",
+        words["cancel"] == "1",
+        int(words["total"] or order.quantity),
+        int(words["before"] or 0),
+        words["awaits"],
+        words["replaces"],
+        words["next"],
     )
 
 
 def admission_from(reply: list[Any]) -> Admission:
     """The decision that ``admit.lua`` returned. Raises LedgerError for a reply that is none."""
-    code, again, at, version, slot, rule, limit, value = reply
+    code, again, at, version, slot, rule, limit, value, *told = reply
     try:
         return Admission(
             Code(code),
@@ -220,9 +290,40 @@ def admission_from(reply: list[Any]) -> Admission:
             version.decode(),
             slot.decode(),
             refusal_from(rule.decode(), limit.decode(), value.decode()) if rule else None,
+            partial(_facts_from, *told[0]) if told else None,
         )
     except ValueError as error:
         raise LedgerError(f"unknown answer to an order: {error}") from error
+
+
+def _facts_from(
+    at: bytes,
+    order: list[bytes | None],
+    account: list[bytes] | None = None,
+    control: list[bytes | None] | None = None,
+    symbols: Sequence[bytes] = (),
+    marks: Sequence[bytes | None] = (),
+    instrument: bytes | None = None,
+    intent: bytes | None = None,
+) -> Facts:
+    return Facts(
+        at.decode(),
+        [_word(word) for word in order],
+        [word.decode() for word in account or ()],
+        [_word(word) for word in control or ()],
+        {symbol.decode(): _word(mark) for symbol, mark in zip(symbols, marks, strict=True)},
+        _word(instrument),
+        _word(intent),
+    )
+
+
+def _word(reply: bytes | None) -> str | None:
+    return None if reply is None else reply.decode()
+
+
+def _or_false(word: str | None) -> str | bool:
+    """As Lua has what is not there."""
+    return False if word is None else word
 
 
 class RedisBook:
@@ -238,7 +339,13 @@ class RedisBook:
     async def due(self, count: int) -> list[tuple[str, str]]:
         now = await self._client.call("TIME")
         ms = int(now[0]) * 1000 + int(now[1]) // 1000
-        members = await self._client.call("ZRANGEBYSCORE", DISPATCH, "-inf", ms, "LIMIT", 0, count)
+        members, replacing = await asyncio.gather(
+            self._client.call("ZRANGEBYSCORE", DISPATCH, "-inf", ms, "LIMIT", 0, count),
+            self._client.call("ZRANGEBYSCORE", REPLACING, "-inf", ms, "LIMIT", 0, count),
+        )
+        # An order goes on with the end of the one it replaces; here, if an older version saw that end.
+        for entry in replacing:
+            await self._proceed(*entry.decode().split(" "))
         return [(a, o) for a, _, o in (member.decode().partition(" ") for member in members)]
 
     async def take(self, account: str, client_order_id: str, lease: float) -> Task | None:
@@ -279,11 +386,11 @@ class RedisBook:
         fence: int | None = None,
         again_in: float | None = None,
         reason: str = "",
-    ) -> tuple[SettleCode, int]:
+    ) -> tuple[SettleCode, int, int]:
         arguments: list[str | int] = []
         for fill in fills:
             arguments += [fill.trade, fill.quantity, fill.price, fill.fee, fill.at]
-        code, _, fresh = await self._client.call(
+        code, _, fresh, following, doubled = await self._client.call(
             "EVALSHA",
             _SETTLE,
             7,
@@ -307,7 +414,28 @@ class RedisBook:
             len(fills),
             *arguments,
         )
-        return SettleCode(code), fresh
+        if following:
+            await self._proceed(account, following.decode(), client_order_id)
+        return SettleCode(code), fresh, doubled
+
+    async def _proceed(self, account: str, client_order_id: str, awaited: str) -> None:
+        await self._client.call(
+            "EVALSHA",
+            _PROCEED,
+            7,
+            order_key(account, client_order_id),
+            order_key(account, awaited),
+            account_key(account),
+            OUTBOX,
+            AUDIT,
+            DISPATCH,
+            REPLACING,
+            account,
+            client_order_id,
+            awaited,
+            self._version,
+            self._slot,
+        )
 
     async def lead(self, what: str, lease: float) -> bool:
         key = f"trading:lease:{what}"
@@ -337,6 +465,115 @@ class RedisBook:
             await self._client.call(command, INSTRUMENTS, instrument.symbol, instrument.text())
 
 
+class RedisArchive:
+    """``ports.Archive``. ``reads`` is a connection of its own, so that no order waits behind an answer."""
+
+    def __init__(self, client: Client, reads: Client | Pool, *, holder: str) -> None:
+        self._client = client
+        self._reads = reads
+        self._holder = holder
+
+    async def lead(self, what: str, lease: float) -> bool:
+        key = f"trading:lease:{what}"
+        return bool(await self._client.call("EVALSHA", _LEAD, 1, key, self._holder, round(lease * 1000)) == 1)
+
+    async def leave(self, what: str) -> None:
+        await self._client.call("EVALSHA", _RELEASE, 1, f"trading:lease:{what}", self._holder)
+
+    async def lines(self, after: str, count: int) -> list[tuple[str, dict[str, str]]]:
+        return _lines(await self._reads.call("XRANGE", AUDIT, f"({after}", "+", "COUNT", count))
+
+    async def inspect(self, account: str, orders: Sequence[str], after: str, count: int) -> View:
+        lines, fields, fills, found = await self._client.call(
+            "EVALSHA_RO",
+            _INSPECT,
+            4 + len(orders),
+            AUDIT,
+            account_key(account),
+            DISPATCH,
+            FILLS,
+            *(order_key(account, id) for id in orders),
+            after,
+            count,
+            account,
+            *orders,
+        )
+        return View(
+            _lines(lines),
+            len(lines) < count,
+            fields_of(fields),
+            fills,
+            {id: _order_fields(*words) for id, words in zip(orders, found, strict=len(lines) < count)},
+        )
+
+    async def begins(self) -> bool:
+        if not await self.lines("0-0", 1):
+            return True
+        flat = await self._reads.call("XINFO", "STREAM", AUDIT)
+        about = dict(zip(flat[::2], flat[1::2], strict=True))
+        return bool(about[b"entries-added"] == about[b"length"])
+
+    async def limits(self) -> dict[str, str]:
+        return fields_of(await self._reads.call("HGETALL", LIMITS))
+
+    async def progress(self) -> bytes | None:
+        reply: bytes | None = await self._reads.call("GET", VERIFIED_PROGRESS)
+        return reply
+
+    async def told(self, accounts: Sequence[str]) -> list[bytes | None]:
+        reply: list[bytes | None] = await self._reads.call("HMGET", VERIFIED, *accounts)
+        return reply
+
+    async def keep(
+        self,
+        what: str,
+        progress: bytes,
+        accounts: Mapping[str, bytes],
+        findings: Sequence[Mapping[str, str]],
+    ) -> bool:
+        flat: list[str | int | bytes] = [len(accounts)]
+        for account, text in accounts.items():
+            flat += [account, text]
+        for finding in findings:
+            flat.append(len(finding) * 2)
+            flat += [word for pair in finding.items() for word in pair]
+        kept = await self._client.call(
+            "EVALSHA",
+            _KEEP,
+            4,
+            f"trading:lease:{what}",
+            VERIFIED,
+            VERIFIED_PROGRESS,
+            AUDIT,
+            self._holder,
+            progress,
+            *flat,
+        )
+        return bool(kept == 1)
+
+
+def _lines(reply: list[Any]) -> list[tuple[str, dict[str, str]]]:
+    return [(id.decode(), fields_of(flat)) for id, flat in reply]
+
+
+def _order_fields(
+    st: bytes | None,
+    left: bytes | None,
+    reserved: bytes | None,
+    reference: bytes | None,
+    filled: bytes | None,
+    in_dispatch: bytes,
+) -> OrderFields:
+    return OrderFields(
+        (st or b"").decode(),
+        int(left or 0),
+        int(reserved or 0),
+        int(reference or 0),
+        int(filled or 0),
+        in_dispatch == b"1",
+    )
+
+
 class RedisOutbox:
     """``ports.Outbox``. ``feed`` is a connection of its own, since it blocks."""
 
@@ -352,7 +589,7 @@ class RedisOutbox:
         )
         if reply is None:
             return None
-        return [Event(id.decode(), _fields(fields)) for id, fields in reply]
+        return [Event(id.decode(), fields_of(fields)) for id, fields in reply]
 
     async def settle(self, ids: Sequence[str]) -> None:
         if ids:
@@ -368,11 +605,39 @@ class RedisOutbox:
         except Unavailable:
             await asyncio.sleep(seconds)
 
+    async def after(self, id: str, count: int) -> Sequence[Event]:
+        reply = await self._client.call("XRANGE", OUTBOX, f"({id}" if id else "-", "+", "COUNT", count)
+        return [Event(id.decode(), fields_of(fields)) for id, fields in reply]
+
     async def pending(self) -> int:
         return int(await self._client.call("XLEN", OUTBOX))
 
 
-def _fields(flat: list[bytes]) -> dict[str, str]:
+class _Verified(msgspec.Struct):
+    at: str
+
+
+class RedisAudit:
+    """``ports.Audit``. Cuts nothing that the ledger was not verified against yet."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def trim(self, keep_seconds: float) -> int:
+        # Ids are Redis's own time. Whole nodes go, and only some at a time, so that nobody waits for it.
+        seconds, _ = await self._client.call("TIME")
+        oldest = int((int(seconds) - keep_seconds) * 1000)
+        progress = await self._client.call("GET", VERIFIED_PROGRESS)
+        if progress is None:
+            return 0
+        oldest = min(oldest, int(msgspec.json.decode(progress, type=_Verified).at.partition("-")[0]))
+        cut = 0
+        while some := int(await self._client.call("XTRIM", AUDIT, "MINID", "~", oldest)):
+            cut += some
+        return cut
+
+
+def fields_of(flat: list[bytes]) -> dict[str, str]:
     words = [word.decode() for word in flat]
     return dict(zip(words[::2], words[1::2], strict=True))
 
@@ -386,7 +651,7 @@ class RedisPanel:
         self._slot = slot
 
     async def read(self) -> dict[str, str]:
-        return _fields(await self._client.call("HGETALL", CONTROL))
+        return fields_of(await self._client.call("HGETALL", CONTROL))
 
     async def change(
         self, event: str, who: str, why: str, request_id: str, fields: Mapping[str, str], account: str = ""
@@ -409,48 +674,3 @@ class RedisPanel:
             account,
             *flat,
         )
-
-
-class RedisFeed:
-    """``ports.Feed``: a channel for who listens now, a stream of the channel's name and ``:history`` for who
-    looks later."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    async def publish(self, channel: str, line: Mapping[str, Any], keep_seconds: float) -> None:
-        data = msgspec.json.encode(line)
-        oldest = int(time.time() * 1000 - keep_seconds * 1000)
-        history = f"{channel}:history"
-        await self._client.call("PUBLISH", channel, data)
-        await self._client.call("XADD", history, "MINID", "~", oldest, "*", "json", data)
-
-
-class RedisProbe:
-    """``ports.Probe``: writes a heartbeat, since a server that cannot write cannot admit."""
-
-    def __init__(self, client: Client, key: str, value: str, prepare: Callable[[], Awaitable[None]]) -> None:
-        """``prepare`` is called each time before Redis counts as usable again: it may be a fresh one."""
-        self._client = client
-        self._prepare = prepare
-        self._key = key
-        self._value = value
-        self._reason: str | None = "not connected yet"
-        self.usable_once = asyncio.Event()
-
-    def reason(self) -> str | None:
-        return self._client.reason() or self._reason
-
-    async def run(self) -> None:
-        connections = 0
-        while True:
-            try:
-                await self._client.call("SET", self._key, self._value, "PX", 5000)
-                if self._reason is not None or self._client.connections != connections:
-                    connections = self._client.connections
-                    await self._prepare()
-                self._reason = None
-                self.usable_once.set()
-            except TradingError as error:
-                self._reason = error.reason if isinstance(error, Unavailable) else str(error)
-            await asyncio.sleep(0.25 if self._reason else 1.0)

@@ -12,9 +12,14 @@
 --   7 venue  8 reason  9 version  10 slot
 --   11 how many fills; then 5 for each: trade id, quantity, price, fee, time in ms
 --
--- Returns {code, state, how many fills were new}
+-- An order keeps the content of each trade as field t:<trade>, and of each that was doubled as d:<trade>.
+--
+-- Returns {code, state, how many fills were new, what awaits the end of this order if that is now,
+--          how many executions were found doubled for the first time}
 --   1 applied · 2 no such order · 3 fenced: another instance has taken the order over
 --   4 behind: the venue has filled more than was told here, so the order is not done yet
+--   doubled is a fill beyond the order's quantity, and a known trade that now reads otherwise or was another
+--   order's: a venue, or somebody who sends orders past the ledger, has executed something twice
 
 local APPLIED, NONE, FENCED, BEHIND = 1, 2, 3, 4
 local MAX = 9e15
@@ -33,9 +38,10 @@ local legal = {
 }
 -- end of transitions
 
-local order = redis.call('HMGET', KEYS[1], 'fp', 'st', 'left', 'reserved', 'reference', 'fence', 'decision', 'filled')
-if order[7] ~= '1' then return {NONE, '', 0} end
-if ARGV[3] ~= '' and ARGV[3] ~= order[6] then return {FENCED, order[2], 0} end
+local order = redis.call('HMGET', KEYS[1], 'fp', 'st', 'left', 'reserved', 'reference', 'fence', 'decision', 'filled',
+  'next')
+if order[7] ~= '1' then return {NONE, '', 0, '', 0} end
+if ARGV[3] ~= '' and ARGV[3] ~= order[6] then return {FENCED, order[2], 0, '', 0} end
 
 local function int(value)
   return string.format('%.0f', value)
@@ -108,12 +114,18 @@ local function reserve(quantity, notional)
 end
 
 -- Work everything out before the first write, so that an error leaves nothing half done.
-local fills, values, seen = {}, {}, {}
+local fills, values, seen, doubled = {}, {}, {}, {}
 for i = 0, tonumber(ARGV[11]) - 1 do
   local base = 11 + i * 5
   local trade = ARGV[base + 1]
-  if not seen[trade] and redis.call('SISMEMBER', KEYS[7], trade) == 0 then
-    seen[trade] = true
+  local content = ARGV[base + 2] .. '|' .. ARGV[base + 3]
+  if seen[trade] then
+    if seen[trade] ~= content then doubled[#doubled + 1] = {trade, content} end
+  elseif redis.call('SISMEMBER', KEYS[7], trade) == 1 then
+    if redis.call('HGET', KEYS[1], 't:' .. trade) ~= content then doubled[#doubled + 1] = {trade, content} end
+    seen[trade] = content
+  else
+    seen[trade] = content
     local fill = {trade, tonumber(ARGV[base + 2]), tonumber(ARGV[base + 3]), tonumber(ARGV[base + 4]), ARGV[base + 5]}
     fills[#fills + 1] = fill
     values[#fills] = times(fill[2], fill[3])
@@ -128,6 +140,7 @@ if #fills > 0 then
     local quantity, price, value = fill[2], fill[3], values[i]
     fees = fees + fill[4]
     filled = filled + quantity
+    if filled > tonumber(words[4]) then doubled[#doubled + 1] = {fill[1], int(quantity) .. '|' .. int(price)} end
     if position * sign >= 0 then
       position = position + sign * quantity
       cost = cost + sign * value
@@ -151,6 +164,7 @@ if #fills > 0 then
   if math.abs(position) > MAX or math.abs(cost) > MAX then error('a position is beyond what can be held') end
   for _, fill in ipairs(fills) do
     redis.call('SADD', KEYS[7], fill[1])
+    redis.call('HSET', KEYS[1], 't:' .. fill[1], int(fill[2]) .. '|' .. int(fill[3]))
     redis.call('XADD', KEYS[6], '*', 'account', ARGV[1], 'order', ARGV[2], 'venue', ARGV[7], 'trade', fill[1],
       'symbol', symbol, 'side', side, 'quantity', int(fill[2]), 'price', int(fill[3]), 'fee', int(fill[4]),
       'at', fill[5])
@@ -166,6 +180,15 @@ if #fills > 0 then
     local total = tonumber(words[4]) - filled
     if total < 0 then total = 0 end
     reserve(total, total == 0 and 0 or times(total, tonumber(order[5] or words[5])))
+  end
+end
+
+-- Told once each, though the venue reports it again with every look at the order.
+local found = 0
+for _, double in ipairs(doubled) do
+  if redis.call('HSETNX', KEYS[1], 'd:' .. double[1], double[2]) == 1 then
+    found = found + 1
+    tell('order.doubled', 'venue', ARGV[7], 'trade', double[1], 'content', double[2])
   end
 end
 
@@ -200,4 +223,4 @@ if final then
 elseif ARGV[6] ~= '' then
   redis.call('ZADD', KEYS[5], int(now + tonumber(ARGV[6])), member)
 end
-return {code, state, #fills}
+return {code, state, #fills, final and order[9] or '', found}

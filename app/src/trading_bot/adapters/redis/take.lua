@@ -5,7 +5,7 @@
 -- ARGV  1 account  2 client order id  3 lease in ms  4 holder  5 version  6 slot
 --
 -- Returns {what, fence, fingerprint, cancel wanted 0|1, ms since it was last sent, filled so far}, or false
--- where the order is not due (another instance has it) or done.
+-- where the order is not due (another instance has it, or it awaits another order's end) or done.
 --   what  send: it was never sent; from now on it counts as sent
 --         ask: it may have been sent; only the venue knows
 
@@ -14,12 +14,13 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local due = redis.call('ZSCORE', KEYS[2], member)
 if not due or tonumber(due) > now then return false end
-local order = redis.call('HMGET', KEYS[1], 'st', 'fp', 'cancel', 'sent', 'filled', 'decision')
+local order = redis.call('HMGET', KEYS[1], 'st', 'fp', 'cancel', 'sent', 'filled', 'decision', 'awaits')
 local state = order[1]
 if order[6] ~= '1' or state == 'filled' or state == 'cancelled' or state == 'rejected' or state == 'expired' then
   redis.call('ZREM', KEYS[2], member)
   return false
 end
+if order[7] then return false end
 if state == 'accepted' and redis.call('HGET', KEYS[3], 'halted') == '1' then
   redis.call('ZADD', KEYS[2], string.format('%.0f', now + 1000), member)
   return false

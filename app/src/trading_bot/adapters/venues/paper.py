@@ -65,6 +65,10 @@ class PaperVenueClient:
             raise VenueTimeout(f"the venue answered {status}")
         return int(answer["last"])
 
+    async def prices(self) -> dict[str, tuple[int, int]]:
+        """None: they are published on the bus."""
+        return {}
+
     async def instruments(self) -> list[Instrument]:
         status, answer = await self._call("GET", "/v1/instruments")
         if status != 200:
