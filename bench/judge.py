@@ -2,6 +2,7 @@
 
     python bench/judge.py            # default size, about two minutes on one core
     python bench/judge.py --full     # 10,000 rollouts for every figure of the judge
+    python bench/judge.py --only same  # that the quick way to ask it after every request is the judge's own
     python bench/judge.py --plot docs/images/judge.svg
 
 Each line: ``<name> <value> <unit> goal <goal> ok|short``; lines without a goal only inform. Seeded: a run repeats
@@ -23,8 +24,10 @@ import math
 import random
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
@@ -45,9 +48,11 @@ from module_utils.judge import (
     weigh,
     weigh_limit,
 )
-from module_utils.sequential import Wager, divergence, walds_bound
+from module_utils.sequential import Alternative, Law, Wager, divergence, law_by_limit, law_by_share, walds_bound
 
 BASELINE = 0.001
+#: A capital below this part of its target cannot reach it at the next look by a rounding alone.
+NEAR = 0.999
 WORSE = (0.005, 0.01, 0.05)
 SHARE = 0.05
 #: Requests a second at the load balancer: turns the other judges' minutes into requests.
@@ -144,10 +149,152 @@ class Asked:
         return self.beside.wager.won or self.alone.wager.won
 
 
+class Stake:
+    """One test's capital in plain floats: the operations of ``Wager`` in the same order, without a value for each step."""
+
+    def __init__(self, plan: Plan, metric: Metric, weight: float) -> None:
+        self.alternatives = metric.alternatives
+        self.odds = [alternative.odds for alternative in metric.alternatives]
+        self.target, self.renewal, self.since = plan.target(weight), plan.renewal, 0
+        self.take(Wager.opened(metric.alternatives, plan.reserve))
+
+    @property
+    def wager(self) -> Wager:
+        """The same as the judge keeps it."""
+        return Wager(tuple(self.capital), self.reserve, self.won)
+
+    def take(self, wager: Wager) -> None:
+        """Go on from this wager."""
+        self.capital, self.reserve, self.won = list(wager.capital), wager.reserve, wager.won
+
+    def renew(self) -> None:
+        """What a new stage does, and every so many requests."""
+        self.take(self.wager.renewed(self.alternatives))
+        self.since = 0
+
+    def seen(self, requests: int) -> None:
+        """Requests that went by."""
+        self.since += requests
+        if self.since >= self.renewal:
+            self.renew()
+
+    def settle(self, law: Law, on_canary: bool) -> None:
+        """One bad request, under the law of where it falls."""
+        if self.won:
+            return
+        chance = math.exp(law.log_mass[1])
+        fair = [held / (1 - chance + chance * odds) for held, odds in zip(self.capital, self.odds, strict=True)]
+        paid = [held * odds for held, odds in zip(fair, self.odds, strict=True)]
+        if sum(paid) + self.reserve < self.target * NEAR:
+            self.capital = paid if on_canary else fair
+        else:
+            # Near the target what a look may pay is cut off, which is the judge's own affair.
+            self.take(self.wager.settled(law, int(on_canary), self.alternatives, self.target))
+
+    def settle_good(self, requests: int, limit: float) -> None:
+        """A run of good requests of the canary, against its limit."""
+        if self.won or not requests:
+            return
+        if requests == 1:
+            self.settle(law_by_limit(1, limit), False)
+            return
+        ends = tilts(requests, limit, self.alternatives)
+        if sum([held * last for held, (_, last) in zip(self.capital, ends, strict=True)]) + self.reserve > self.target * NEAR:
+            self.take(self.wager.settled(law_by_limit(requests, limit), 0, self.alternatives, self.target))
+        else:
+            self.capital = [held * first for held, (first, _) in zip(self.capital, ends, strict=True)]
+
+
+@lru_cache(maxsize=20_000)
+def tilts(requests: int, limit: float, alternatives: tuple[Alternative, ...]) -> list[tuple[float, float]]:
+    """What each alternative pays where none of the requests is bad, and where all are."""
+    law = law_by_limit(requests, limit)
+    found = []
+    for alternative in alternatives:
+        one = Wager((1.0,), 0.0)
+        step = math.log(alternative.odds)
+        paid = one.settled(law, 0, (alternative,), math.inf).capital[0]
+        # Beyond what a float can hold it is more than any target, which is all that is asked of it.
+        most = min(requests * step + math.log(paid) if paid else math.inf, 700.0)
+        found.append((paid, math.exp(most)))
+    return found
+
+
+class AskedInLine:
+    """``Asked``, without making a value for each step: the same capital to the last digit (``--only same`` proves it)."""
+
+    def __init__(self, plan: Plan, metric: Metric) -> None:
+        self.plan, self.metric = plan, metric
+        self.beside, self.alone = Stake(plan, metric, metric.weight), Stake(plan, metric, metric.limit_weight or 1.0)
+        self.canary = self.baseline = self.canary_bad = 0
+        self.alone_canary = 0
+
+    def new_stage(self) -> None:
+        """Counters at zero, as the judge does it."""
+        self.beside.renew()
+        self.alone.renew()
+        self.canary = self.baseline = self.canary_bad = self.alone_canary = 0
+
+    def failed(self, bad: Bad, share: float) -> bool:
+        """Whether the canary has failed once this request has been seen."""
+        canary, baseline = bad.before_canary, bad.before - bad.before_canary
+        unseen = bad.before - self.canary - self.baseline
+        if unseen + 1 >= SHORT_LOOK:
+            self.beside.seen(unseen)
+            unseen = 0
+        accounts = self.plan.accounts
+        self.beside.settle(
+            law_by_share(accounts * share + canary, accounts * (1 - share) + baseline, 1, self.metric.tolerance), bad.canary
+        )
+        self.beside.seen(unseen + 1)
+        self.canary, self.baseline = canary + bad.canary, baseline + (not bad.canary)
+        if self.metric.limit is not None and bad.canary:
+            good = canary - self.alone_canary
+            self.alone.settle_good(good, self.metric.limit)
+            self.alone.seen(good)
+            self.alone.settle(law_by_limit(1, self.metric.limit), True)
+            self.alone.seen(1)
+            self.alone_canary = canary + 1
+        return self.beside.won or self.alone.won
+
+
+def same(runs: int) -> None:
+    """Rollouts asked both ways: how many steps differ in any digit of any capital, and how much quicker one is."""
+    plan = standard_plan()
+    differ = steps = 0
+    spent = {Asked: 0.0, AskedInLine: 0.0}
+    for judged, rates in ((plan, USUAL), on_the_edge(plan)):
+        for number in range(runs):
+            for metric in judged.metrics:
+                ways = (Asked(judged, metric), AskedInLine(judged, metric))
+                rng = random.Random(f"same {number} {metric.name}")
+                # Some of the canaries are worse, so that what happens near the target is seen, too.
+                worse = (1, 1, 2, 8)[number % 4]
+                for stage, (_, share, requests) in enumerate(STAGES):
+                    for way in ways if stage else ():
+                        way.new_stage()
+                    rate = rates[metric.name]
+                    for bad in bad_requests(rng, min(0.5, worse * rate), rate, share):
+                        if bad.before >= requests:
+                            break
+                        steps += 1
+                        answers = []
+                        for way in ways:
+                            began = time.perf_counter()
+                            answers.append(way.failed(bad, share))
+                            spent[type(way)] += time.perf_counter() - began
+                        slow, quick = ways
+                        differ += answers[0] != answers[1] or slow.beside.wager != quick.beside.wager
+                        differ += slow.alone.wager != quick.alone.wager
+    line("same_steps", steps, "steps")
+    line("same_steps_that_differ", differ, "steps", 0)
+    line("same_quicker", spent[Asked] / spent[AskedInLine], "x", 1, at_least=True)
+
+
 def falsely_failed(rng: random.Random, plan: Plan, rates: dict[str, float]) -> bool:
     """Whether a rollout of two equal versions fails by any metric in any stage, asked after every request."""
     for metric in plan.metrics:
-        asked = Asked(plan, metric)
+        asked = AskedInLine(plan, metric)
         for number, (_, share, requests) in enumerate(STAGES):
             if number:
                 asked.new_stage()
@@ -201,7 +348,7 @@ def false_rollbacks(runs: int) -> None:
 
 def until_caught(rng: random.Random, plan: Plan, metric: Metric, rate: float, share: float = SHARE) -> int:
     """Requests, both versions', until the canary with this rate is failed."""
-    asked = Asked(plan, metric)
+    asked = AskedInLine(plan, metric)
     for bad in bad_requests(rng, rate, BASELINE, share):
         if asked.failed(bad, share):
             return bad.before + 1
@@ -282,7 +429,7 @@ class Minutes:
 
 def stream(rng: random.Random, plan: Plan, rate: float) -> tuple[Minutes, int]:
     """One stream of three hours by the minute, and the request at which the judge failed it (or its last)."""
-    asked = Asked(plan, plan.metrics[0])
+    asked = AskedInLine(plan, plan.metrics[0])
     minutes = Minutes([0] * HORIZON, [0] * HORIZON, [0] * HORIZON, [0] * HORIZON)
     end = HORIZON * PER_MINUTE
     caught_at = end
@@ -451,6 +598,7 @@ def plot(path: Path) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Print the figures that were asked for."""
     parts: dict[str, Callable[[bool], object]] = {
+        "same": lambda full: same(40 if full else 4),
         "caught": lambda full: caught(10_000 if full else 2_500),
         "others": lambda full: beside_others(400 if full else 40),
         "looks": lambda full: every_few_seconds(100 if full else 8),

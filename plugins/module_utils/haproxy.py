@@ -35,6 +35,9 @@ class RuntimeSocket:
 
         Raises HaproxyStopped when nobody listens, HaproxyError when the answer does not come within the timeout.
         """
+        return self._exchange(command)
+
+    def _exchange(self, command: str) -> str:
         deadline = time.monotonic() + self.timeout
         answer = bytearray()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -47,6 +50,8 @@ class RuntimeSocket:
                 raise HaproxyError(f"cannot use the socket {self.path}: {error}") from error
             try:
                 connection.sendall(command.encode() + b"\n")
+                # The master's socket waits for further commands until the asker has no more to say.
+                connection.shutdown(socket.SHUT_WR)
                 while chunk := connection.recv(65536):
                     answer += chunk
                     connection.settimeout(max(deadline - time.monotonic(), 0.001))
@@ -69,9 +74,47 @@ class RuntimeSocket:
         verb = "set" if key in self.read_map(path) else "add"
         self.do(f"{verb} map {path} {key} {value}")
 
+    def about(self) -> dict[str, int]:
+        """``pid`` and ``uptime`` in seconds of the worker: another pid counts from zero."""
+        found = dict(line.split(": ", 1) for line in self.ask("show info").splitlines() if ": " in line)
+        return {"pid": int(found["Pid"]), "uptime": int(found["Uptime_sec"])}
+
     def servers(self) -> list[Server]:
         """Every server of every backend."""
         return parse_servers(self.ask("show stat -1 4 -1"), self.ask("show servers state"))
+
+
+class OldWorker(RuntimeSocket):
+    """A worker that still finishes its connections after a reload; it is asked through the master's socket."""
+
+    def __init__(self, master: str, pid: int, timeout: float = 2.0) -> None:
+        super().__init__(master, timeout)
+        self.pid = pid
+
+    def ask(self, command: str) -> str:
+        """As for any worker; raises HaproxyStopped when it has ended."""
+        answer = self._exchange(f"@!{self.pid} {command}")
+        if answer.startswith("Can't find the target"):
+            raise HaproxyStopped(f"the worker {self.pid} has ended")
+        return answer
+
+
+def old_workers(master: str, timeout: float = 2.0) -> list[OldWorker]:
+    """The workers of former configurations that have not ended yet."""
+    return [OldWorker(master, pid, timeout) for pid in parse_show_proc(RuntimeSocket(master, timeout).ask("show proc"))]
+
+
+def parse_show_proc(answer: str) -> list[int]:
+    """The pids below ``# old workers`` of what the master's ``show proc`` printed."""
+    found: list[int] = []
+    section = ""
+    for line in answer.splitlines():
+        words = line.split()
+        if line.startswith("#"):
+            section = line.lstrip("# ").strip()
+        elif section == "old workers" and len(words) > 1 and words[0].isdecimal() and words[1] == "worker":
+            found.append(int(words[0]))
+    return found
 
 
 def parse_show_map(path: str, answer: str) -> dict[str, str]:
@@ -155,6 +198,35 @@ def by_slot(servers: list[Server], prefix: str = "slot_") -> dict[str, dict[str,
     for server in servers:
         if server.backend.startswith(prefix):
             found.setdefault(server.backend[len(prefix) :], {})[server.name] = server.as_dict()
+    return found
+
+
+#: What a proxy or a server counts since its process began, by the column of ``show stat``.
+_COUNTERS = {
+    "requests": ("req_tot", "stot"),
+    "errors": ("hrsp_5xx",),
+    "refused": ("hrsp_4xx",),
+    "succeeded": ("hrsp_2xx",),
+    "retries": ("wretr",),
+    "redispatches": ("wredis",),
+    "connect_errors": ("econ",),
+    "response_errors": ("eresp",),
+    "client_aborts": ("cli_abrt",),
+}
+
+
+def parse_slots(stat: str, prefix: str = "slot_") -> dict[str, dict[str, Any]]:
+    """By slot what its backend has counted, and under ``by_server`` each of its servers; all since the worker's start."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in csv.DictReader(io.StringIO(stat.lstrip("# "))):
+        if not row["pxname"].startswith(prefix):
+            continue
+        slot = found.setdefault(row["pxname"][len(prefix) :], {"by_server": {}})
+        counts = {name: next((int(row[c]) for c in columns if row.get(c)), 0) for name, columns in _COUNTERS.items()}
+        if row["svname"] == "BACKEND":
+            slot.update(counts)
+        elif row["svname"] != "FRONTEND":
+            slot["by_server"][row["svname"]] = {**counts, "status": row["status"]}
     return found
 
 

@@ -368,6 +368,11 @@ def _seen(plan: Plan, metric: Metric, progress: Progress, wager: Wager, canary: 
     return Progress(wager, canary, baseline, since)
 
 
+def _past(limit: float, now: Tally, before: Tally) -> bool:
+    """Whether the rate since the last look is above the limit."""
+    return now.bad - before.bad > limit * (now.total - before.total) >= 0
+
+
 def _went_back(now: Tally, before: Tally) -> bool:
     """Whether a counter is lower than it was, or grew by more bad events than requests: a source began anew."""
     return now.bad < before.bad or now.total - before.total < now.bad - before.bad
@@ -426,7 +431,13 @@ def _against_limit(plan: Plan, metric: Metric, limit: float, sample: Sample, pro
         finding = says(outcome, f"a counter went back (canary {progress.canary} before, {canary} now), counting from here")
         return finding, replace(progress, canary=canary)
 
-    progress = weigh_limit(plan, metric, limit, progress, canary)
+    baseline = sample.baseline or NOTHING
+    if _past(limit, baseline, progress.baseline):
+        # What the whole fleet suffers at the moment, as when Redis stalls, says nothing of this version.
+        progress = replace(progress, canary=canary, baseline=baseline)
+    else:
+        progress = weigh_limit(plan, metric, limit, replace(progress, baseline=NOTHING), canary)
+        progress = replace(progress, baseline=baseline)
 
     counts = f"{canary} {metric.bad} on the canary, the limit is {limit:.2%}"
     if progress.wager.won:

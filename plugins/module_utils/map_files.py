@@ -15,10 +15,11 @@ def read_text(path: Path) -> str:
         return ""
 
 
-def replace_text(path: Path, text: str, new_file_mode: int = 0o644) -> None:
+def replace_text(path: Path, text: str, new_file_mode: int = 0o644, *, sync: bool = True) -> None:
     """Put `text` in place of the file: written beside it, synced, renamed over it, the directory synced.
 
-    Mode and owner stay those of the file; a new one gets `new_file_mode` and the owner of its directory.
+    Without `sync` a reader still sees the old text or the new one, but a machine that loses power may have neither. Mode and
+    owner stay those of the file; a new one gets `new_file_mode` and the owner of its directory.
     """
     try:
         model = path.stat()
@@ -34,11 +35,14 @@ def replace_text(path: Path, text: str, new_file_mode: int = 0o644) -> None:
             os.fchmod(file.fileno(), mode)
             if (model.st_uid, model.st_gid) != (os.geteuid(), os.getegid()):
                 os.fchown(file.fileno(), model.st_uid, model.st_gid)
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
+    if not sync:
+        return
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -71,7 +71,7 @@ def release_json(given: Mapping[str, Any], unbuilt: bool = False) -> dict[str, A
 # --- what the fleet does -----------------------------------------------------------------------------------------
 
 
-def _other(slot: str) -> str:
+def other(slot: str) -> str:
     return SLOTS[1] if slot == SLOTS[0] else SLOTS[0]
 
 
@@ -110,7 +110,7 @@ def _describe(traffic: Mapping[str, Any]) -> str:
     return f"stable {traffic['stable']}, canary {traffic['canary']} {traffic['cut'] / 100:g}% (salt {traffic['salt']})"
 
 
-def _slot(host: Optional[Mapping[str, Any]], slot: str) -> Mapping[str, Any]:
+def slot_of(host: Optional[Mapping[str, Any]], slot: str) -> Mapping[str, Any]:
     return ((host or {}).get("slots") or {}).get(slot) or {}
 
 
@@ -145,7 +145,7 @@ def _served_by_host(fleet: Mapping[str, Any], slot: str) -> dict[str, str]:
     hosts = fleet.get("hosts") or {}
     ready, linked = {}, {}
     for name, host in sorted(hosts.items()):
-        state = _slot(host, slot)
+        state = slot_of(host, slot)
         release = state.get("release_id")
         if release:
             linked[name] = release
@@ -178,13 +178,13 @@ def _told(fleet: Mapping[str, Any], slot: str, by_host: Mapping[str, str]) -> di
     """What is served by most of these hosts."""
     common = max(sorted(set(by_host.values())), key=list(by_host.values()).count)
     hosts = [name for name, release in by_host.items() if release == common]
-    release = dict(_slot(fleet["hosts"][hosts[0]], slot).get("release") or {})
+    release = dict(slot_of(fleet["hosts"][hosts[0]], slot).get("release") or {})
     return {
         "release_id": common,
         "version": release.get("version"),
         "slot": slot,
         "hosts": hosts,
-        "ready": any(_serves(_slot(fleet["hosts"][name], slot), common) for name in hosts),
+        "ready": any(_serves(slot_of(fleet["hosts"][name], slot), common) for name in hosts),
         "release": release,
     }
 
@@ -262,7 +262,7 @@ def _plan(fleet: Mapping[str, Any], answer: dict[str, Any]) -> None:
         answer["prepare"] = _not_serving(fleet, scope, stable, target["id"])
         answer["reasons"].append(f"the fleet serves nothing yet: {target['id']} starts in the stable slot {stable}")
     else:
-        idle = _other(stable)
+        idle = other(stable)
         answer.update(action="switch", slot=idle, old_slot=stable)
         answer["prepare"] = _not_serving(fleet, scope, idle, target["id"])
         what = now or f"different releases ({_each(by_host)})"
@@ -274,10 +274,10 @@ def _plan(fleet: Mapping[str, Any], answer: dict[str, Any]) -> None:
 
 def _in_place(fleet: Mapping[str, Any], scope: Sequence[str], stable: str, answer: dict[str, Any]) -> None:
     target = answer["target"]["id"]
-    idle = _other(stable)
+    idle = other(stable)
     answer["slot"] = stable
     answer["prepare"] = _not_serving(fleet, scope, stable, target)
-    answer["idle_active"] = [name for name in scope if _slot(fleet["hosts"][name], idle).get("running")]
+    answer["idle_active"] = [name for name in scope if slot_of(fleet["hosts"][name], idle).get("running")]
     if answer["prepare"]:
         answer["action"] = "start"
         answer["reasons"].append(f"the fleet serves {target}; {', '.join(answer['prepare'])} not yet")
@@ -287,7 +287,7 @@ def _in_place(fleet: Mapping[str, Any], scope: Sequence[str], stable: str, answe
 
 
 def _not_serving(fleet: Mapping[str, Any], scope: Sequence[str], slot: str, release: str) -> list[str]:
-    return [name for name in scope if not _serves(_slot(fleet["hosts"][name], slot), release)]
+    return [name for name in scope if not _serves(slot_of(fleet["hosts"][name], slot), release)]
 
 
 def _not_for_a_part(scope: Sequence[str], now: Optional[str], target: Mapping[str, Any]) -> str:
@@ -336,110 +336,3 @@ def attest(states: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Any])
             {"host": host, "what": what, "expected": wanted, "found": seen} for what, wanted, seen in checks if wanted != seen
         ]
     return found
-
-
-# --- one screen --------------------------------------------------------------------------------------------------
-
-
-def status(fleet: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs where and who gets which traffic, as data: ``{traffic, served, problems, load_balancers, hosts}``."""
-    problems: list[str] = []
-    traffic: Optional[dict[str, Any]] = None
-    now: Optional[dict[str, Any]] = None
-    try:
-        traffic = agreed_traffic(fleet)
-        now = served(fleet)
-    except ReleaseError as error:
-        problems.append(str(error))
-    hosts = {}
-    for name, host in sorted((fleet.get("hosts") or {}).items()):
-        slots: dict[str, Any] = {slot: _slot_status(_slot(host, slot)) for slot in SLOTS}
-        hosts[name] = {**slots, "previous": (host or {}).get("previous")}
-        for slot in SLOTS:
-            if traffic and _has_traffic(traffic, slot) and not _slot(host, slot).get("ready"):
-                reason = _slot(host, slot).get("ready_reason") or "nothing there"
-                problems.append(f"{name}: {slot} gets traffic and is not ready: {reason}")
-    balancers = {}
-    for name, result in sorted((fleet.get("load_balancers") or {}).items()):
-        servers = (result or {}).get("servers") or {}
-        balancers[name] = {
-            "haproxy": (result or {}).get("haproxy"),
-            "traffic": (result or {}).get("traffic"),
-            "running_differs": (result or {}).get("running_differs") or [],
-            "servers": servers,
-        }
-        if balancers[name]["haproxy"] != "running":
-            problems.append(f"{name}: HAProxy does not run")
-    return {"traffic": traffic, "served": now, "problems": problems, "load_balancers": balancers, "hosts": hosts}
-
-
-def _has_traffic(traffic: Mapping[str, Any], slot: str) -> bool:
-    if slot == traffic["stable"] and (traffic["cut"] < 10_000 or slot == traffic["canary"]):
-        return True
-    return bool(slot == traffic["canary"] and traffic["cut"] > 0)
-
-
-def _slot_status(state: Mapping[str, Any]) -> dict[str, Any]:
-    live = state.get("status") or {}
-    return {
-        "release_id": state.get("release_id"),
-        "version": state.get("version"),
-        "running": bool(state.get("running")),
-        "ready": bool(state.get("ready")),
-        "reason": None if state.get("ready") else state.get("ready_reason"),
-        "restarts": (state.get("unit") or {}).get("restarts"),
-        "mode": live.get("mode"),
-        "since": live.get("started_at"),
-    }
-
-
-def status_table(fleet: Mapping[str, Any]) -> str:
-    """The same on one screen."""
-    told = status(fleet)
-    lines: list[str] = []
-    now = told["served"]
-    lines.append(f"Serving  {now['release_id']} in {now['slot']}" if now else "Serving  nothing")
-    if told["traffic"]:
-        lines.append(f"Traffic  {_shares(told['traffic'])}")
-    rows = [("LOAD BALANCER", "HAPROXY", "TRAFFIC", "SERVERS UP")]
-    for name, balancer in told["load_balancers"].items():
-        up = [
-            f"{slot} {sum(s['up'] and s['admin'] == 'ready' for s in servers.values())}/{len(servers)}"
-            for slot, servers in sorted(balancer["servers"].items())
-        ]
-        text = _shares(balancer["traffic"]) if balancer["traffic"] else "none"
-        rows.append((name, balancer["haproxy"] or "unknown", text, ", ".join(up) or "-"))
-    lines += ["", *_columns(rows)]
-    table = [("HOST", "SLOT", "RELEASE", "STATE", "RESTARTS", "SINCE")]
-    for name, slots in told["hosts"].items():
-        for slot in SLOTS:
-            state = slots[slot]
-            if not state["release_id"] and slots[_other(slot)]["release_id"]:
-                continue
-            word = "ready" if state["ready"] else "not ready" if state["running"] else "stopped"
-            table.append(
-                (
-                    name,
-                    slot,
-                    state["release_id"] or "-",
-                    word if state["release_id"] else "empty",
-                    "-" if state["restarts"] is None else str(state["restarts"]),
-                    state["since"] or "-",
-                )
-            )
-    lines += ["", *_columns(table)]
-    if told["problems"]:
-        lines += ["", "Problems", *(f"  {problem}" for problem in told["problems"])]
-    return "\n".join(lines)
-
-
-def _shares(traffic: Mapping[str, Any]) -> str:
-    if traffic["cut"] == 0 or traffic["canary"] == traffic["stable"]:
-        return f"all accounts on {traffic['stable']}"
-    share = f"{traffic['cut'] / 100:g}% of accounts on {traffic['canary']} (canary {traffic['salt']})"
-    return share if traffic["cut"] == 10_000 else f"{share}, the others on {traffic['stable']}"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

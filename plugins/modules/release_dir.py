@@ -156,8 +156,9 @@ def main() -> None:
                 f"(trading_bot_min_free_mib): make room on this host, nothing was changed."
             )
         shutil.rmtree(unfinished, ignore_errors=True)
-        write(unfinished, asked["files"], asked["links"], pwd.getpwnam(asked["owner"]).pw_uid,
-              grp.getgrnam(asked["group"]).gr_gid)
+        write(
+            unfinished, asked["files"], asked["links"], pwd.getpwnam(asked["owner"]).pw_uid, grp.getgrnam(asked["group"]).gr_gid
+        )
         if asked["validate"]:
             code, out, error = module.run_command([word.replace("%s", unfinished) for word in asked["validate"]])
             if code != 0:

@@ -3,27 +3,16 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
+from ansible.module_utils.balancer import FILES, LoadBalancer, as_dict, make, plan, read, wait_up
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.haproxy import HaproxyError, HaproxyStopped, RuntimeSocket, by_slot
-from ansible.module_utils.map_files import read_text, replace_text
-from ansible.module_utils.traffic import (
-    CUT_MAP,
-    RELEASE_MAP,
-    Step,
-    Traffic,
-    TrafficError,
-    differences,
-    gaining,
-    parse_map,
-    plan_steps,
-    traffic_of_maps,
-    wanted,
-    with_value,
-)
+from ansible.module_utils.haproxy import HaproxyError, RuntimeSocket, by_slot
+from ansible.module_utils.lease import refuses_strangers
+from ansible.module_utils.state_files import StateFiles, current_time
+from ansible.module_utils.traffic import TrafficError, traffic_of_maps, with_value
 
 DOCUMENTATION = r"""
 module: release_traffic
@@ -34,6 +23,8 @@ description:
   - The order of the changes is such that after each of them every account is on its old or its new slot. A change
     that has no such order is refused and nothing is done; a change to I(cut=0) alone is always possible.
   - No slot gets more accounts than it has before I(min_up) of its servers are up for this HAProxy.
+  - Workers that finish their connections after a reload are told too, over the master's socket.
+  - Refused while somebody else's rollout holds this load balancer.
 author: Trading Bot Ops (@trading-bot-ops)
 options:
   state:
@@ -71,6 +62,17 @@ options:
     description: HAProxy's admin socket.
     type: path
     default: /run/haproxy/admin.sock
+  master_socket:
+    description: The socket of HAProxy's master, by which workers that finish after a reload are reached; empty, they are not.
+    type: str
+    default: /run/haproxy-master.sock
+  state_dir:
+    description: Where the release agent keeps who holds this load balancer.
+    type: path
+    default: /var/lib/trading-bot-release
+  token:
+    description: The number that says that it is the holder who asks; without one, a load balancer that is held is left alone.
+    type: int
   allow_stopped:
     description: Where HAProxy does not run, write the files alone instead of failing.
     type: bool
@@ -114,165 +116,61 @@ steps: {description: "The single changes of the running maps in their order: map
 servers: {description: "By slot and server: address, status, admin, up, sessions, queue, check", type: dict, returned: always}
 """
 
-# HAProxy reads the keys of one request one after the other. A request that is just at it when a key changes sees that
-# change or not, and both are safe; the pause keeps a second change from falling into the same request.
-_PAUSE_BETWEEN_STEPS = 0.01
 
-_POLL = 0.1
-_FILES = (RELEASE_MAP, CUT_MAP)
-
-
-class LoadBalancer:
-    """The maps of this load balancer: the files, and the running HAProxy if there is one."""
-
-    def __init__(self, maps_dir: Path, runtime: RuntimeSocket) -> None:
-        self.maps_dir = maps_dir
-        self.runtime = runtime
-
-    def texts(self) -> dict[str, str]:
-        """The files' texts, empty for a missing file."""
-        return {name: read_text(self.maps_dir / name) for name in _FILES}
-
-    def running(self) -> Optional[dict[str, dict[str, str]]]:
-        """The running maps, None where HAProxy does not run."""
-        try:
-            return {name: self.runtime.read_map(str(self.maps_dir / name)) for name in _FILES}
-        except HaproxyStopped:
-            return None
-
-    def write(self, step: Step) -> None:
-        """Bring the step to its file, if it does not say so already."""
-        path = self.maps_dir / step.map
-        text = read_text(path)
-        if parse_map(text).get(step.key) != step.value:
-            replace_text(path, with_value(text, step.key, step.value))
-
-    def set_running(self, step: Step) -> None:
-        """Bring the step to the running map and read it back."""
-        path = str(self.maps_dir / step.map)
-        self.runtime.set_map(path, step.key, step.value)
-        found = self.runtime.read_map(path).get(step.key)
-        if found != step.value:
-            raise HaproxyError(f"the running map {path} says {step.key} {found} after it was set to {step.value}")
+def _hold(module: AnsibleModule) -> contextlib.AbstractContextManager[Any]:
+    """Alone with what the agent of this load balancer changes too, where there is one."""
+    files = StateFiles(Path(module.params["state_dir"]))
+    if module.check_mode or not files.directory.is_dir():
+        return contextlib.nullcontext()
+    return files.exclusively()
 
 
-def _parsed(texts: dict[str, str]) -> dict[str, dict[str, str]]:
-    parsed = {}
-    for name, text in texts.items():
-        try:
-            parsed[name] = parse_map(text)
-        except TrafficError as error:
-            raise TrafficError(f"{name}: {error}") from error
-    return parsed
-
-
-def _as_dict(traffic: Optional[Traffic]) -> Optional[dict[str, Any]]:
-    return traffic.as_dict() if traffic else None
-
-
-def _complete(target: Traffic, maps: dict[str, dict[str, str]]) -> list[Step]:
-    """The steps that write out what the maps leave to HAProxy's defaults; none of them moves an account."""
-    return [
-        Step(missing["map"], missing["key"], missing["disk"])
-        for missing in differences(_maps_of(target), maps)
-        if missing["running"] is None
-    ]
-
-
-def _maps_of(traffic: Traffic) -> dict[str, dict[str, str]]:
-    return {
-        RELEASE_MAP: {"stable": traffic.stable, "canary": traffic.canary, "salt": traffic.salt},
-        CUT_MAP: {"canary": str(traffic.cut)},
-    }
-
-
-def _steps(maps: dict[str, dict[str, str]], target: Traffic) -> list[Step]:
-    """What leads from these maps to the target: the safe order, then the keys that were only defaults until now."""
-    start = traffic_of_maps(maps, defaults=True)
-    assert start is not None
-    steps = list(plan_steps(start, target))
-    set_by_steps = {(step.map, step.key) for step in steps}
-    return steps + [step for step in _complete(target, maps) if (step.map, step.key) not in set_by_steps]
-
-
-def _wait_up(params: dict[str, Any], runtime: RuntimeSocket, maps: dict[str, dict[str, str]], target: Traffic) -> None:
-    """Until every slot that is to get more accounts has enough servers that are up."""
-    now = traffic_of_maps(maps, defaults=True)
-    assert now is not None
-    slots = gaining(now, target)
-    deadline = time.monotonic() + params["up_timeout"]
-    while slots and params["min_up"]:
-        servers = runtime.servers()
-        up = {slot: [s for s in servers if s.backend == f"{params['backend_prefix']}{slot}" and s.serves] for slot in slots}
-        if all(len(found) >= params["min_up"] for found in up.values()):
-            return
-        if time.monotonic() >= deadline:
-            each = ", ".join(
-                f"{slot} has {len(found)} ({', '.join(s.name for s in found) or 'none'})" for slot, found in up.items()
-            )
-            raise HaproxyError(
-                f"HAProxy does not find enough servers up after {params['up_timeout']:g} s to send accounts there:"
-                f" {each}, {params['min_up']} must be up; nothing was changed"
-            )
-        time.sleep(_POLL)
+def _refuse_strangers(module: AnsibleModule) -> None:
+    files = StateFiles(Path(module.params["state_dir"]))
+    reason = refuses_strangers(files.lock(), current_time(), module.params["token"])
+    if reason:
+        raise TrafficError(f"{reason}; nothing was changed")
 
 
 def _present(module: AnsibleModule, balancer: LoadBalancer) -> dict[str, Any]:
-    texts = balancer.texts()
-    disk = _parsed(texts)
-    before = traffic_of_maps(disk, defaults=bool(any(disk.values())))
-    target = wanted(before, {name: module.params[name] for name in ("stable", "canary", "salt", "cut")})
-    running = balancer.running()
-    if running is None and not module.params["allow_stopped"]:
-        raise HaproxyStopped(
-            f"no HAProxy answers on {balancer.runtime.path}; start it, or allow_stopped to write the files alone"
-        )
-    disk_steps = _steps(disk, target)
-    running_steps = _steps(running, target) if running is not None else []
-    if not module.check_mode:
-        if running is not None:
-            _wait_up(module.params, balancer.runtime, running, target)
-        if disk_steps == running_steps:
-            for at, step in enumerate(disk_steps):
-                if at:
-                    time.sleep(_PAUSE_BETWEEN_STEPS)
-                balancer.write(step)
-                balancer.set_running(step)
+    wanted = {name: module.params[name] for name in ("stable", "canary", "salt", "cut")}
+    with _hold(module):
+        _refuse_strangers(module)
+        change = plan(balancer, wanted, module.params["allow_stopped"])
+        differs: list[dict[str, Any]] = []
+        if module.check_mode:
+            differs = read(balancer)[2]
         else:
-            for step in disk_steps:
-                balancer.write(step)
-            for at, step in enumerate(running_steps):
-                if at:
-                    time.sleep(_PAUSE_BETWEEN_STEPS)
-                balancer.set_running(step)
-        disk, running = _parsed(balancer.texts()), balancer.running()
-        left = differences(_maps_of(target), disk)
-        if left:
-            raise TrafficError(f"the files in {balancer.maps_dir} do not say what was written: {left}")
-    differs = differences(disk, running) if running is not None else []
-    if differs and not module.check_mode:
-        raise HaproxyError(f"the running maps differ from the files after they were set: {differs}")
-    after_texts = dict(texts)
-    for step in disk_steps:
+            wait_up(change, module.params["min_up"], module.params["up_timeout"])
+            differs = make(change)
+            if not change.on_disk:
+                raise TrafficError("; ".join(change.warnings))
+    for warning in change.warnings:
+        module.warn(warning)
+    after_texts = dict(change.texts)
+    for step in change.disk_steps:
         after_texts[step.map] = with_value(after_texts[step.map], step.key, step.value)
+    running = change.running_before
+    if running is not None and not module.check_mode:
+        running = balancer.running()
     return {
-        "changed": bool(disk_steps or running_steps),
-        "before": _as_dict(before),
-        "after": _as_dict(target),
-        "traffic": _as_dict(before if module.check_mode else target),
-        "running": _as_dict(traffic_of_maps(running, defaults=True)) if running is not None else None,
+        "changed": change.changes,
+        "before": as_dict(change.before),
+        "after": as_dict(change.target),
+        "traffic": as_dict(change.before if module.check_mode else change.target),
+        "running": as_dict(traffic_of_maps(running, defaults=True)) if running is not None else None,
         "running_differs": differs,
-        "steps": [vars(step) for step in (running_steps if running is not None else disk_steps)],
+        "steps": [vars(step) for step in (change.running_steps if running is not None else change.disk_steps)],
         "haproxy": "stopped" if running is None else "running",
         "diff": [
             {
                 "before_header": str(balancer.maps_dir / name),
                 "after_header": str(balancer.maps_dir / name),
-                "before": texts[name],
+                "before": change.texts[name],
                 "after": after_texts[name],
             }
-            for name in _FILES
-            if texts[name] != after_texts[name]
+            for name in FILES
+            if change.texts[name] != after_texts[name]
         ]
         + [
             {
@@ -281,23 +179,21 @@ def _present(module: AnsibleModule, balancer: LoadBalancer) -> dict[str, Any]:
                 "before": "",
                 "after": f"{step.key} {step.value}\n",
             }
-            for step in running_steps
-            if step not in disk_steps
+            for step in change.running_steps
+            if step not in change.disk_steps
         ],
     }
 
 
 def _read(balancer: LoadBalancer) -> dict[str, Any]:
-    disk = _parsed(balancer.texts())
-    traffic = traffic_of_maps(disk, defaults=any(disk.values()))
-    running = balancer.running()
+    traffic, running, differs = read(balancer)
     return {
         "changed": False,
-        "before": _as_dict(traffic),
-        "after": _as_dict(traffic),
-        "traffic": _as_dict(traffic),
-        "running": _as_dict(traffic_of_maps(running, defaults=True)) if running is not None else None,
-        "running_differs": differences(disk, running) if running is not None else [],
+        "before": as_dict(traffic),
+        "after": as_dict(traffic),
+        "traffic": as_dict(traffic),
+        "running": as_dict(running),
+        "running_differs": differs,
         "steps": [],
         "haproxy": "stopped" if running is None else "running",
     }
@@ -316,6 +212,9 @@ def main() -> None:
             "up_timeout": {"type": "float", "default": 10},
             "maps_dir": {"type": "path", "default": "/etc/haproxy/maps"},
             "socket": {"type": "path", "default": "/run/haproxy/admin.sock"},
+            "master_socket": {"type": "str", "default": "/run/haproxy-master.sock"},
+            "state_dir": {"type": "path", "default": "/var/lib/trading-bot-release"},
+            "token": {"type": "int", "no_log": False},
             "allow_stopped": {"type": "bool", "default": False},
             "backend_prefix": {"type": "str", "default": "slot_"},
             "timeout": {"type": "float", "default": 2.0},
@@ -323,11 +222,12 @@ def main() -> None:
         supports_check_mode=True,
     )
     runtime = RuntimeSocket(module.params["socket"], module.params["timeout"])
-    balancer = LoadBalancer(Path(module.params["maps_dir"]), runtime)
+    master, prefix = module.params["master_socket"], module.params["backend_prefix"]
+    balancer = LoadBalancer(Path(module.params["maps_dir"]), runtime, master, prefix)
     try:
         result = _present(module, balancer) if module.params["state"] == "present" else _read(balancer)
         stopped = result["haproxy"] == "stopped"
-        result["servers"] = {} if stopped else by_slot(runtime.servers(), module.params["backend_prefix"])
+        result["servers"] = {} if stopped else by_slot(runtime.servers(), prefix)
     except (TrafficError, HaproxyError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import json
 import ssl
-from typing import Any, Optional
+from typing import Any
 
+from ansible.module_utils.balancer import as_dict
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.nats_client import Conflict, Entry, KeyValue, NatsError, connect
-from ansible.module_utils.traffic import Traffic, TrafficError, traffic_from, wanted
+from ansible.module_utils.nats_client import KeyValue, NatsError, connect
+from ansible.module_utils.traffic import TrafficError
+from ansible.module_utils.traffic_kv import Told, Write, parse, write
 
 DOCUMENTATION = r"""
 module: release_traffic_kv
@@ -70,6 +71,10 @@ options:
       - An instance that runs another one, on a host that left the fleet, answers nothing.
     type: dict
     default: {}
+  shadow:
+    description: The slot that decides copies of the orders without carrying them out; empty, none does. Stays if omitted.
+    type: str
+    choices: ["", blue, green]
   replicas:
     description: How many servers keep the bucket, used when it is created.
     type: int
@@ -103,6 +108,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 releases: {description: The release of each slot as the bucket says it afterwards, type: dict, returned: always}
+shadow: {description: The slot in the shadow as the bucket says it afterwards, type: str, returned: always}
 traffic: {description: What the bucket says afterwards. Null if it says nothing, type: dict, returned: always}
 before: {description: What it said before, type: dict, returned: always}
 after: {description: What it says afterwards; what it would say in check mode, type: dict, returned: always}
@@ -113,60 +119,46 @@ unreadable: {description: The value found that is no traffic. Null if it was one
 """
 
 
-def _parse(entry: Optional[Entry]) -> tuple[Optional[Traffic], dict[str, str], Optional[str]]:
-    """The traffic and the releases that an entry says, or else its text; an unreadable value must not stop a good one."""
-    if entry is None:
-        return None, {}, None
-    text = entry.value.decode(errors="replace")
-    try:
-        value = json.loads(text)
-        releases = value.pop("releases", {}) if isinstance(value, dict) else {}
-        return traffic_from(value if isinstance(value, dict) else {}), dict(releases), None
-    except (ValueError, TypeError):
-        return None, {}, text[:200]
+_SAID = ("stable", "canary", "salt", "cut", "releases", "shadow")
 
 
 def _run(module: AnsibleModule, bucket: KeyValue) -> dict[str, Any]:
-    key, writes = module.params["key"], module.params["state"] == "present"
-    there = bucket.exists()
-    entry, expected = bucket.get(key) if there else (None, 0)
-    before, releases_before, unreadable = _parse(entry)
-    target, releases = before, releases_before
-    if writes:
-        releases = {**releases_before, **module.params["releases"]}
-        target = wanted(before, {name: module.params[name] for name in ("stable", "canary", "salt", "cut")})
-    changed = (target, releases) != (before, releases_before)
-    revision = entry.revision if entry else None
-    created = writes and not there
-    if changed and target is not None and not module.check_mode:
-        if not there:
-            created = bucket.create(module.params["history"], module.params["replicas"])
-        value = json.dumps({**target.as_dict(), "releases": releases}, separators=(",", ":")).encode()
-        try:
-            revision = bucket.put(key, value, expected)
-        except Conflict:
-            entry, revision = bucket.get(key)
-            if _parse(entry)[:2] != (target, releases):
-                raise
-            changed = False
-    after = target.as_dict() if target else None
-    said = before.as_dict() if before else None
+    key = module.params["key"]
+    if module.params["state"] == "read":
+        there = bucket.exists()
+        entry, _ = bucket.get(key) if there else (None, 0)
+        told = parse(entry)
+        done = Write(told, told, False, entry.revision if entry else None, False)
+    else:
+        changes = {name: module.params[name] for name in _SAID}
+        settings = {"history": module.params["history"], "replicas": module.params["replicas"]}
+        done = write(bucket, changes, key=key, dry=module.check_mode, **settings)
+    before, after = done.before, done.after
+    found = before if module.check_mode else after
+    said, says = as_dict(before.traffic), as_dict(after.traffic)
     return {
-        "changed": changed,
+        "changed": done.changed,
         "before": said,
-        "after": after,
-        "traffic": said if module.check_mode else after,
-        "releases": releases_before if module.check_mode else releases,
-        "revision": revision,
-        "created_bucket": created,
-        "unreadable": unreadable,
+        "after": says,
+        "traffic": as_dict(found.traffic),
+        "releases": found.releases,
+        "shadow": found.shadow,
+        "revision": done.revision,
+        "created_bucket": done.created_bucket,
+        "unreadable": before.unreadable,
         "diff": {
             "before_header": f"{bucket.bucket}/{key}",
             "after_header": f"{bucket.bucket}/{key}",
-            "before": said or "",
-            "after": after or "",
+            "before": _shown(before),
+            "after": _shown(after),
         },
     }
+
+
+def _shown(told: Told) -> Any:
+    if told.traffic is None:
+        return ""
+    return {**told.traffic.as_dict(), "releases": told.releases, "shadow": told.shadow}
 
 
 def main() -> None:
@@ -186,6 +178,7 @@ def main() -> None:
             "salt": {"type": "str"},
             "cut": {"type": "int"},
             "releases": {"type": "dict", "default": {}},
+            "shadow": {"type": "str", "choices": ["", "blue", "green"]},
             "replicas": {"type": "int", "default": 1},
             "history": {"type": "int", "default": 5},
             "timeout": {"type": "float", "default": 2.0},
@@ -200,6 +193,9 @@ def main() -> None:
             result["server"] = str(connection.address)
     except (NatsError, TrafficError, OSError) as error:
         module.fail_json(msg=str(error))
+    if not module._diff:
+        # Ansible shows whatever there is, also where a play wants none.
+        del result["diff"]
     module.exit_json(**result)
 
 

@@ -93,7 +93,7 @@ EXAMPLES = r"""
 - name: Wait until the new release is ready in green
   slot_state:
     private_address: "{{ private_address }}"
-    token: "{{ vault_api_operator_token }}"
+    token: "{{ vault_api_release_token }}"
     slots: [green]
     wait: ready
     timeout: 90

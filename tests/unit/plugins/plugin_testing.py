@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ PLUGINS = ROOT / "plugins"
 
 # Ansible lays the project's module_utils beside its own when it packs a module; so do the tests.
 ansible.module_utils.__path__.append(str(PLUGINS / "module_utils"))
+
+from ansible.module_utils.haproxy import HaproxyError, RuntimeSocket  # noqa: E402 - found by the line above
 
 
 def load(path: Path) -> ModuleType:
@@ -99,6 +102,7 @@ defaults
     timeout client 10s
     timeout server 10s
 frontend api
+    option idle-close-on-response
     bind 127.0.0.1:{port}
     http-request set-var(txn.salt) str(salt),map({maps}/release.map,none)
     http-request set-var(txn.bucket) req.hdr(X-Account-Id),concat(:,txn.salt,),xxh32,mod(10000)
@@ -124,6 +128,7 @@ class Haproxy:
         self.maps = directory / "maps"
         self.maps.mkdir()
         self.socket = directory / "admin.sock"
+        self.master = directory / "master.sock"
         self.config = directory / "haproxy.cfg"
         self.port = free_port()
         self.app_ports = [free_port() for _ in range(3)]
@@ -143,7 +148,27 @@ class Haproxy:
     def start(self) -> None:
         """Start it, until it listens."""
         self.process = subprocess.Popen([program("haproxy"), "-db", "-q", "-f", str(self.config)])
-        wait_until(lambda: listens(self.port), "HAProxy listening", self.process)
+        wait_until(lambda: listens(self.port) and self.socket.exists(), "HAProxy listening", self.process)
+
+    def start_with_master(self) -> None:
+        """Start it as the fleet's unit does, with a master that outlives its workers."""
+        self.process = subprocess.Popen([program("haproxy"), "-W", "-q", "-S", str(self.master), "-f", str(self.config)])
+        wait_until(lambda: listens(self.port) and self.socket.exists(), "HAProxy listening", self.process)
+
+    def reload(self) -> None:
+        """Have the master load the configuration, until the new worker is the one that answers."""
+        assert self.process is not None
+        runtime = RuntimeSocket(str(self.socket))
+        before = runtime.about()["pid"]
+        self.process.send_signal(signal.SIGUSR2)
+
+        def replaced() -> bool:
+            try:
+                return runtime.about()["pid"] != before
+            except HaproxyError:
+                return False
+
+        wait_until(replaced, "a new worker answering", self.process)
 
     def stop(self) -> None:
         """Stop it if it runs."""

@@ -78,8 +78,16 @@ def test_a_canary_that_is_worse_than_its_baseline_fails_with_the_numbers_in_a_se
     assert beside.evidence == pytest.approx(beside.target)
 
 
-def test_a_canary_past_its_limit_fails_even_where_the_baseline_is_as_bad() -> None:
+def test_what_the_whole_fleet_suffers_is_held_against_no_version_and_lets_none_pass() -> None:
     verdict, memory = judge(ERRORS, Memory(), look((2000, 200), (38000, 3800)))
+    assert verdict.outcome == INSUFFICIENT
+    assert "the rate may still be" in verdict.reasons[-1]
+    later, _ = judge(ERRORS, memory, look((2400, 260), (46000, 3800)))
+    assert [finding.test for finding in later.findings if finding.outcome == FAIL] == ["baseline", "limit"]
+
+
+def test_a_canary_past_its_limit_fails_even_where_it_is_not_shown_to_be_worse_than_the_baseline() -> None:
+    verdict, memory = judge(ERRORS, Memory(), look((38000, 1000), (1000, 19), exposure=0.97))
     assert verdict.outcome == FAIL
     assert [finding.test for finding in verdict.findings if finding.outcome == FAIL] == ["limit"]
     assert "the limit is 2.00%; it is past the limit" in verdict.reasons[0]

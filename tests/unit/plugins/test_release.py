@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
+from ansible.module_utils.fleet_status import status, status_table
 from ansible.module_utils.release import (
     ReleaseError,
     attest,
@@ -16,8 +17,6 @@ from ansible.module_utils.release import (
     release_id,
     release_json,
     served,
-    status,
-    status_table,
 )
 from plugin_testing import PLUGINS, load
 

@@ -39,7 +39,7 @@ def test_the_instances_client_reads_what_the_module_wrote(nats: Nats, run_module
         await client.close()
         return entry.value
 
-    assert json.loads(asyncio.run(read()) or b"") == {**WANTED, "releases": {}}
+    assert json.loads(asyncio.run(read()) or b"") == {**WANTED, "releases": {}, "shadow": "", "token": 0}
 
 
 def test_the_release_of_each_slot_is_told_and_stays(nats: Nats, run_module: RunModule) -> None:
@@ -48,6 +48,14 @@ def test_the_release_of_each_slot_is_told_and_stays(nats: Nats, run_module: RunM
     assert result["changed"]
     assert result["releases"] == {"blue": "1.0.0-aaaaaaaaaa", "green": "1.1.0-bbbbbbbbbb"}
     assert not run_module("release_traffic_kv", {**nats.where, **WANTED})["changed"]
+
+
+def test_the_slot_in_the_shadow_is_told_stays_and_goes(nats: Nats, run_module: RunModule) -> None:
+    run_module("release_traffic_kv", {**nats.where, **WANTED, "shadow": "blue"})
+    stays = run_module("release_traffic_kv", {**nats.where, "cut": 2000})
+    assert (stays["changed"], stays["shadow"]) == (True, "blue")
+    goes = run_module("release_traffic_kv", {**nats.where, "shadow": ""}, diff=True)
+    assert (goes["changed"], goes["shadow"], goes["diff"]["before"]["shadow"]) == (True, "", "blue")
 
 
 def test_a_bucket_that_the_app_made_first_is_used(nats: Nats, run_module: RunModule) -> None:
