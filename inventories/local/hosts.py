@@ -16,6 +16,7 @@ GROUPS = {
     "app": {f"app{n}": 20 + n for n in range(1, APP_HOSTS + 1)},
     "redis": {"data1": 61},
     "nats": {"data1": 61},
+    "venue": {"mon1": 71},
     "monitoring": {"mon1": 71},
 }
 
