@@ -22,8 +22,10 @@ os.environ.pop("PY_COLORS", None)
 os.environ["ANSIBLE_NOCOLOR"] = "1"
 
 ROOT = Path(__file__).resolve().parents[3]
-STATE = ROOT / ".lab" / "trading-molecule"
-SCENARIO = ROOT / "molecule" / "default"
+#: Scenarios share this file; each has it as its own.
+SCENARIO = Path(__file__).absolute().parents[1]
+LAB = yaml.safe_load((SCENARIO / "inventory" / "hosts.yml").read_text())["all"]["children"]["lab"]["vars"]["lab_name"]
+STATE = ROOT / ".lab" / LAB
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,30 @@ class Fleet:
     private: Mapping[str, str]
     url: str
     loads: list[Load]
+    plays: list[subprocess.Popen[str]]
 
     def play(self, playbook: str, *arguments: str, inventories: tuple[Path, ...] = (SCENARIO / "inventory",)) -> Run:
         """Run a playbook; its output goes to the test's own, too."""
+        process = self.start(playbook, *arguments, inventories=inventories)
+        output, _ = process.communicate()
+        print(output)
+        return Run(process.returncode, output)
+
+    def start(
+        self, playbook: str, *arguments: str, inventories: tuple[Path, ...] = (SCENARIO / "inventory",)
+    ) -> subprocess.Popen[str]:
+        """Start a playbook, as the leader of a process group of its own, and go on."""
         sources = [word for path in inventories for word in ("-i", str(path))]
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["ansible-playbook", *sources, playbook, *arguments],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
+            start_new_session=True,
         )
-        print(done.stdout)
-        return Run(done.returncode, done.stdout)
+        self.plays.append(process)
+        return process
 
     def status(self) -> dict[str, Any]:
         """What release-status.yml says, as data."""
@@ -104,7 +116,7 @@ class Fleet:
         text = done.output[done.output.index("msg: |-") + len("msg: |-") : done.output.index("PLAY RECAP")]
         return dict(json.loads(text))
 
-    def load(self, rate: int, count: int, *, name: str) -> Load:
+    def load(self, rate: int, count: int, *, name: str, stop_every: int = 0) -> Load:
         """Start sending; the caller finishes it."""
         log = STATE / f"{name}.jsonl"
         process = subprocess.Popen(
@@ -113,6 +125,7 @@ class Fleet:
                 *("--nats", f"nats://{self.private['data1']}:4222", "--nats-user", "client"),
                 *("--nats-password-file", str(STATE / "secrets/nats_client")),
                 *("--rate", str(rate), "--count", str(count), "--accounts", "1000", "--run", name, "--log", str(log)),
+                *("--stop-every", str(stop_every), "--time-in-force", "IOC" if stop_every else "GTC"),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -126,8 +139,9 @@ class Fleet:
 @pytest.fixture(scope="session")
 def fleet() -> Fleet:
     """The fleet that the scenario has made."""
+    sources = [word for path in (SCENARIO / "inventory", *SCENARIO.glob("scaled-out.yml")) for word in ("-i", str(path))]
     listed = subprocess.run(
-        ["ansible-inventory", "-i", str(SCENARIO / "inventory"), "-i", str(SCENARIO / "scaled-out.yml"), "--list"],
+        ["ansible-inventory", *sources, "--list"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -138,6 +152,7 @@ def fleet() -> Fleet:
         private={name: variables["private_address"] for name, variables in hosts.items()},
         url=f"http://{hosts['lb1']['ansible_host']}:8080",
         loads=[],
+        plays=[],
     )
 
 
@@ -149,6 +164,11 @@ def no_load_outlives_its_test(request: pytest.FixtureRequest) -> Iterator[None]:
         fleet: Fleet = request.getfixturevalue("fleet")
         while fleet.loads:
             fleet.loads.pop().stop()
+        while fleet.plays:
+            play = fleet.plays.pop()
+            if play.poll() is None:
+                play.kill()
+                play.communicate()
 
 
 @pytest.fixture(scope="session")

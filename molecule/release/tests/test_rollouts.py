@@ -1,0 +1,210 @@
+"""Rollouts on a fleet that serves: a good version walks to all accounts, each bad one is caught and gone by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bad_versions import VERSIONS, Bad
+from conftest import LAB, STATE, Fleet, Load
+
+BALANCERS = ("lb1", "lb2")
+RATE = 250
+#: A stage is shorter here than in production; how much evidence the judge wants is the same.
+QUICK = {
+    "canary_stage_min": "5s",
+    "canary_stage_deadline": "240s",
+    "canary_shadow_orders": 200,
+    "canary_keep_warm": "5s",
+    "canary_shadow_deadline": "60s",
+}
+
+
+def quick(version: str, home: Path, **more: Any) -> list[str]:
+    return ["-e", json.dumps({**QUICK, "release_version": version, "release_source": str(home), **more})]
+
+
+def on_host(host: str, command: str) -> str:
+    done = subprocess.run(["docker", "exec", f"{LAB}-{host}", "sh", "-c", command], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def idle(fleet: Fleet) -> str:
+    """The slot that does not serve."""
+    return "blue" if fleet.status()["served"]["slot"] == "green" else "green"
+
+
+def at(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()
+
+
+def traffic(balancer: str) -> dict[str, str]:
+    """What a load balancer's map files say, read on it."""
+    command = "cat /etc/haproxy/maps/release.map; sed 's/^canary/cut/' /etc/haproxy/maps/cut.map"
+    return dict(line.split() for line in on_host(balancer, command).splitlines())
+
+
+def cuts() -> list[int]:
+    return [int(traffic(balancer)["cut"]) for balancer in BALANCERS]
+
+
+def rollouts() -> list[Path]:
+    """The rollouts' directories on the control node, the newest last."""
+    return sorted((STATE / "rollouts").iterdir())
+
+
+def journal(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "journal.jsonl").read_text().splitlines()]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> float:
+    """Seconds until it holds."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, what
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def served(fleet: Fleet) -> str:
+    return str(fleet.status()["served"]["release_id"])
+
+
+def assert_nothing_lost(load: Load) -> None:
+    summary = load.finish(now=True)
+    assert summary["failed"] == 0, summary
+    verdict = load.judge()
+    assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
+
+
+def test_the_plan_tells_from_what_to_what_and_changes_nothing(fleet: Fleet, source: Callable[..., Path]) -> None:
+    before = fleet.status()
+    run = fleet.play("canary.yml", "--check", *quick("0.2.0", source("0.2.0")))
+    assert run.code == 0
+    for words in ("0.1.0-", "0.2.0-unbuilt", "app1, app2", "lb1, lb2", "about 50 of 1,000 accounts"):
+        assert words in run.output
+    assert fleet.status() == before
+
+
+def test_a_good_version_walks_to_all_accounts_and_back_again_and_no_order_fails(
+    fleet: Fleet, source: Callable[..., Path]
+) -> None:
+    before = served(fleet)
+    load = fleet.load(rate=RATE, count=1_000_000, name="good", stop_every=20)
+    rollout = fleet.start("canary.yml", *quick("0.2.0", source("0.2.0"), canary_stages=[10, 50, 100]))
+    wait_for(lambda: cuts() == [1000, 1000], 240, "the first stage")
+    on_host("lb1", "systemctl reload haproxy")
+    output, _ = rollout.communicate()
+    assert rollout.returncode == 0, output
+    assert "orders were decided alike" in output
+    assert served(fleet).startswith("0.2.0-")
+    report = (rollouts()[-1] / "report.html").read_text()
+    assert "promoted" in json.loads((rollouts()[-1] / "rollout.json").read_text())["outcome"]
+    assert "<svg" in report
+    back = fleet.play("rollback.yml")
+    assert back.code == 0
+    assert served(fleet) == before
+    assert_nothing_lost(load)
+
+
+def test_what_was_left_is_marked_and_not_rolled_out_again_without_a_reason(fleet: Fleet, source: Callable[..., Path]) -> None:
+    before = served(fleet)
+    again = fleet.play("canary.yml", *quick("0.2.0", source("0.2.0")))
+    assert again.code != 0
+    assert "marked bad" in again.output
+    assert served(fleet) == before
+    assert cuts() == [0, 0]
+
+
+#: One of each way to be caught; BAD_VERSIONS=all for every one, which makes the table in docs/release.md.
+TRIED = [(n, bad) for n, bad in enumerate(VERSIONS) if n in (0, 1, 3, 7) or os.environ.get("BAD_VERSIONS") == "all"]
+
+
+@pytest.mark.parametrize(("number", "bad"), TRIED, ids=[bad.name for _, bad in TRIED])
+def test_a_bad_version_is_caught_and_gone_by_itself(fleet: Fleet, source: Callable[..., Path], number: int, bad: Bad) -> None:
+    before, version = served(fleet), f"0.3.{number}"
+    load = fleet.load(rate=RATE, count=1_000_000, name=f"bad-{number}", stop_every=20)
+    run = fleet.play("canary.yml", *quick(version, source(version, bad.edit), release_ready_timeout=15))
+    load.finish(now=True)
+    assert run.code != 0
+    assert re.search(bad.reason, run.output)
+    assert cuts() == [0, 0]
+    assert served(fleet) == before
+    for host in ("app1", "app2"):
+        assert on_host(host, f"systemctl is-active trading-bot@{idle(fleet)} || true") in ("inactive", "failed")
+    lost = load.judge()
+    assert (lost["lost"], lost["doubled"]) == (0, 0), lost
+    entries = journal(rollouts()[-1]) if bad.caught != "prepare" else []
+    stages = [entry["stage"] for entry in entries if entry["event"] == "stage"]
+    assert set(stages) <= ({"5%"} if bad.caught == "5%" else set()), stages
+    note_damage(bad, entries, load.log, version)
+
+
+def note_damage(bad: Bad, entries: list[dict[str, Any]], log: Path, version: str) -> None:
+    """A line of the table in docs/release.md."""
+    orders = [json.loads(line) for line in log.read_text().splitlines()]
+    back = [entry for entry in entries if entry["event"] == "rollback"]
+    moved = [
+        entry for entry in entries if entry["event"] == "traffic" and entry.get("phase") == "done" and entry["after"]["cut"] > 0
+    ]
+    line = {
+        "version": bad.name,
+        "caught": (moved and "5%") or bad.caught,
+        "answered by it": sum(order["version"] == version for order in orders),
+        "failed": sum(order["status"] == 0 or (order["status"] >= 400 and order["status"] != 422) for order in orders),
+        "seconds at 5%": round(at(back[0]["decided_at"]) - at(moved[0]["at"]), 1) if moved and back else 0,
+        "seconds to 0%": back[0]["seconds"] if back else None,
+    }
+    with (STATE / "bad-versions.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(line)
+
+
+def test_a_control_node_that_dies_at_20_percent_leaves_0_percent_behind_and_a_second_run_goes_on(
+    fleet: Fleet, source: Callable[..., Path]
+) -> None:
+    load = fleet.load(rate=RATE, count=1_000_000, name="killed", stop_every=20)
+    arguments = quick("0.4.0", source("0.4.0"), canary_stages=[20, 100])
+    rollout = fleet.start("canary.yml", *arguments)
+    wait_for(lambda: cuts() == [2000, 2000], 240, "20%")
+    os.killpg(rollout.pid, signal.SIGKILL)
+    rollout.communicate()
+    seconds = wait_for(lambda: cuts() == [0, 0], 60, "0% by the watchdogs")
+    print(f"0% on both load balancers {seconds:.1f} s after the control node died")
+    again = fleet.play("canary.yml", *arguments)
+    assert again.code == 0
+    assert served(fleet).startswith("0.4.0-")
+    assert_nothing_lost(load)
+
+
+def test_of_two_rollouts_at_once_the_second_stops_and_an_operator_steers_the_first(
+    fleet: Fleet, source: Callable[..., Path]
+) -> None:
+    before = served(fleet)
+    load = fleet.load(rate=RATE, count=1_000_000, name="two", stop_every=20)
+    first = fleet.start("canary.yml", *quick("0.5.0", source("0.5.0"), canary_stages=[5, 100], canary_stage_min="120s"))
+    wait_for(lambda: cuts() == [500, 500], 240, "5%")
+    second = fleet.play("canary.yml", *quick("0.5.0", source("0.5.0"), canary_stages=[5, 100]))
+    assert second.code != 0
+    assert re.search(r"pid \d+ holds", second.output), second.output
+    deploy = fleet.play("deploy.yml")
+    assert deploy.code != 0
+    assert cuts() == [500, 500]
+    assert fleet.play("canary.yml", "-e", "action=pause").code == 0
+    wait_for(lambda: fleet.status()["rollout"]["paused"], 20, "paused")
+    assert fleet.play("canary.yml", "-e", "action=abort").code == 0
+    wait_for(lambda: cuts() == [0, 0], 20, "aborted")
+    output, _ = first.communicate()
+    assert first.returncode != 0
+    assert "aborted" in output
+    assert served(fleet) == before
+    assert_nothing_lost(load)
