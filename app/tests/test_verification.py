@@ -439,8 +439,8 @@ def test_two_instances_verify_while_orders_are_filled(
     until(lambda: int(own_redis.cli("XLEN", "trading:fills")) > 100, 10, "fills")
     assert gauges("trading_risk_limit_passed_total") == [0, 0]
     own_redis.cli("HINCRBY", "trading:account:acc1", "q:BTC-USDT", "1")
-    # Nobody looks at an account that nothing happens to.
-    apps[0].call("POST", "/api/orders", order("last"), account="acc1")
+    # Nobody looks at an account that nothing happens to; a fill of a changed position would differ in more.
+    apps[0].call("POST", "/api/orders", order("last", price="45000"), account="acc1")
     until(lambda: gauges("trading_ledger_differences") == [1, 1], 10, "the difference shows")
     told = [x for app in apps for x in app.lines() if x.get("outcome") == "ledger.difference"]
     assert [(x["outcome"], x["account"], x["field"]) for x in told] == [
