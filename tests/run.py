@@ -118,6 +118,21 @@ def read_report(path: Path) -> Count:
     return total
 
 
+def failures(path: Path) -> list[str]:
+    """The tests that a JUnit report says failed, each with the end of what it says of them."""
+    try:
+        cases = ElementTree.parse(path).getroot().iter("testcase")
+    except (OSError, ElementTree.ParseError):
+        return []
+    found = []
+    for case in cases:
+        for problem in (*case.iter("failure"), *case.iter("error")):
+            lines = (problem.text or "").strip().splitlines()[-12:]
+            name = f"{case.get('classname', '')}::{case.get('name', '')}"
+            found.append("\n".join([f"FAILED {name}", *(f"  {line[:300]}" for line in lines)]))
+    return found
+
+
 def run(stage: Stage) -> Count:
     print(f"==> {stage.name}: {' '.join(stage.command[:6])}{' ...' if len(stage.command) > 6 else ''}", flush=True)
     if stage.report is not None:
@@ -166,6 +181,7 @@ def main() -> int:
     environment()
     JUNIT.mkdir(parents=True, exist_ok=True, mode=0o700)
     total = Count()
+    failed: list[str] = []
     not_run: list[str] = []
     for name in wanted:
         stages = there_is.get(name) or single[name]
@@ -176,7 +192,8 @@ def main() -> int:
             count = run(stage)
             total += count
             if count.failed:
-                print(f"==> failed: {stage.name}", flush=True)
+                failed += [f"==> failed: {stage.name}", *(failures(stage.report) if stage.report is not None else ())]
+    print(*failed, sep="\n", flush=True)
     if not_run:
         print(f"Not run, because something before failed: {' '.join(not_run)}", flush=True)
     if total.passed + total.failed == 0:

@@ -41,6 +41,29 @@ class Run:
         return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", self.output, re.M)}
 
 
+class Play:
+    """A playbook that runs, as the leader of a process group of its own. What it prints waits in a file: a pipe that nobody
+    reads holds its writer up."""
+
+    def __init__(self, command: list[str], output: Path) -> None:
+        self._output = output
+        with output.open("w") as file:
+            self._process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def finish(self) -> Run:
+        """Wait for its end; its output goes to the test's own, too."""
+        code = self._process.wait()
+        output = self._output.read_text()
+        print(output)
+        return Run(code, output)
+
+    def kill(self) -> None:
+        """End all of it at once, as a control node that loses its power."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
 class Load:
     """A constant load of orders at the load balancer, on HTTP and NATS; judged against the ledger afterwards."""
 
@@ -84,30 +107,18 @@ class Fleet:
     private: Mapping[str, str]
     url: str
     loads: list[Load]
-    plays: list[subprocess.Popen[str]]
+    plays: list[Play]
 
     def play(self, playbook: str, *arguments: str, inventories: tuple[Path, ...] = (SCENARIO / "inventory",)) -> Run:
         """Run a playbook; its output goes to the test's own, too."""
-        process = self.start(playbook, *arguments, inventories=inventories)
-        output, _ = process.communicate()
-        print(output)
-        return Run(process.returncode, output)
+        return self.start(playbook, *arguments, inventories=inventories).finish()
 
-    def start(
-        self, playbook: str, *arguments: str, inventories: tuple[Path, ...] = (SCENARIO / "inventory",)
-    ) -> subprocess.Popen[str]:
-        """Start a playbook, as the leader of a process group of its own, and go on."""
+    def start(self, playbook: str, *arguments: str, inventories: tuple[Path, ...] = (SCENARIO / "inventory",)) -> Play:
+        """Start a playbook and go on."""
         sources = [word for path in inventories for word in ("-i", str(path))]
-        process = subprocess.Popen(
-            ["ansible-playbook", *sources, playbook, *arguments],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self.plays.append(process)
-        return process
+        play = Play(["ansible-playbook", *sources, playbook, *arguments], STATE / f"play-{len(self.plays)}.log")
+        self.plays.append(play)
+        return play
 
     def status(self) -> dict[str, Any]:
         """What release-status.yml says, as data."""
@@ -165,10 +176,7 @@ def no_load_outlives_its_test(request: pytest.FixtureRequest) -> Iterator[None]:
         while fleet.loads:
             fleet.loads.pop().stop()
         while fleet.plays:
-            play = fleet.plays.pop()
-            if play.poll() is None:
-                play.kill()
-                play.communicate()
+            fleet.plays.pop().kill()
 
 
 @pytest.fixture(scope="session")

@@ -132,7 +132,19 @@ return await _admit(self, order, *args, **kwargs)
         "5%",
         "rejections",
     ),
-    Bad("crashes after 30 seconds", begins("time.sleep(30)\nos._exit(1)"), "5%", "errors: |crash"),
+    Bad(
+        "crashes after 30 seconds",
+        decides(
+            """
+if not hasattr(os, "ends"):
+    os.ends = threading.Timer(30, os._exit, [1])
+    os.ends.start()
+return await _admit(self, order, *args, **kwargs)
+"""
+        ),
+        "5%",
+        "errors: |crash",
+    ),
     Bad(
         "memory leak to the limit",
         begins("kept = []\nwhile True:\n    kept.append(bytearray(os.urandom(1) * 8_000_000))\n    time.sleep(0.5)"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,14 +18,17 @@ from conftest import LAB, STATE, Fleet, Load
 
 BALANCERS = ("lb1", "lb2")
 RATE = 250
-#: A stage is shorter here than in production; how much evidence the judge wants is the same.
+#: A stage is shorter here than in production; how much evidence the judge wants is the same, and a slow machine has time.
 QUICK = {
     "canary_stage_min": "5s",
-    "canary_stage_deadline": "240s",
+    "canary_stage_deadline": "10m",
     "canary_shadow_orders": 200,
     "canary_keep_warm": "5s",
-    "canary_shadow_deadline": "60s",
+    "canary_shadow_deadline": "5m",
+    "canary_lock_ttl": 30,
 }
+#: A stage that the test ends, not the judge.
+STANDING = {"canary_stage_min": "10m"}
 
 
 def quick(version: str, home: Path, **more: Any) -> list[str]:
@@ -101,11 +103,11 @@ def test_a_good_version_walks_to_all_accounts_and_back_again_and_no_order_fails(
     before = served(fleet)
     load = fleet.load(rate=RATE, count=1_000_000, name="good", stop_every=20)
     rollout = fleet.start("canary.yml", *quick("0.2.0", source("0.2.0"), canary_stages=[10, 50, 100]))
-    wait_for(lambda: cuts() == [1000, 1000], 240, "the first stage")
+    wait_for(lambda: min(cuts()) >= 1000, 400, "the first stage")
     on_host("lb1", "systemctl reload haproxy")
-    output, _ = rollout.communicate()
-    assert rollout.returncode == 0, output
-    assert "orders were decided alike" in output
+    walked = rollout.finish()
+    assert walked.code == 0
+    assert "orders were decided alike" in walked.output
     assert served(fleet).startswith("0.2.0-")
     report = (rollouts()[-1] / "report.html").read_text()
     assert "promoted" in json.loads((rollouts()[-1] / "rollout.json").read_text())["outcome"]
@@ -173,14 +175,13 @@ def test_a_control_node_that_dies_at_20_percent_leaves_0_percent_behind_and_a_se
     fleet: Fleet, source: Callable[..., Path]
 ) -> None:
     load = fleet.load(rate=RATE, count=1_000_000, name="killed", stop_every=20)
-    arguments = quick("0.4.0", source("0.4.0"), canary_stages=[20, 100])
-    rollout = fleet.start("canary.yml", *arguments)
-    wait_for(lambda: cuts() == [2000, 2000], 240, "20%")
-    os.killpg(rollout.pid, signal.SIGKILL)
-    rollout.communicate()
-    seconds = wait_for(lambda: cuts() == [0, 0], 60, "0% by the watchdogs")
+    home = source("0.4.0")
+    rollout = fleet.start("canary.yml", *quick("0.4.0", home, canary_stages=[20, 100], **STANDING))
+    wait_for(lambda: cuts() == [2000, 2000], 400, "20%")
+    rollout.kill()
+    seconds = wait_for(lambda: cuts() == [0, 0], 120, "0% by the watchdogs")
     print(f"0% on both load balancers {seconds:.1f} s after the control node died")
-    again = fleet.play("canary.yml", *arguments)
+    again = fleet.play("canary.yml", *quick("0.4.0", home, canary_stages=[20, 100]))
     assert again.code == 0
     assert served(fleet).startswith("0.4.0-")
     assert_nothing_lost(load)
@@ -191,8 +192,8 @@ def test_of_two_rollouts_at_once_the_second_stops_and_an_operator_steers_the_fir
 ) -> None:
     before = served(fleet)
     load = fleet.load(rate=RATE, count=1_000_000, name="two", stop_every=20)
-    first = fleet.start("canary.yml", *quick("0.5.0", source("0.5.0"), canary_stages=[5, 100], canary_stage_min="120s"))
-    wait_for(lambda: cuts() == [500, 500], 240, "5%")
+    first = fleet.start("canary.yml", *quick("0.5.0", source("0.5.0"), canary_stages=[5, 100], **STANDING))
+    wait_for(lambda: cuts() == [500, 500], 400, "5%")
     second = fleet.play("canary.yml", *quick("0.5.0", source("0.5.0"), canary_stages=[5, 100]))
     assert second.code != 0
     assert re.search(r"pid \d+ holds", second.output), second.output
@@ -200,11 +201,11 @@ def test_of_two_rollouts_at_once_the_second_stops_and_an_operator_steers_the_fir
     assert deploy.code != 0
     assert cuts() == [500, 500]
     assert fleet.play("canary.yml", "-e", "action=pause").code == 0
-    wait_for(lambda: fleet.status()["rollout"]["paused"], 20, "paused")
+    wait_for(lambda: fleet.status()["rollout"]["paused"], 60, "paused")
     assert fleet.play("canary.yml", "-e", "action=abort").code == 0
-    wait_for(lambda: cuts() == [0, 0], 20, "aborted")
-    output, _ = first.communicate()
-    assert first.returncode != 0
-    assert "aborted" in output
+    wait_for(lambda: cuts() == [0, 0], 60, "aborted")
+    aborted = first.finish()
+    assert aborted.code != 0
+    assert "aborted" in aborted.output
     assert served(fleet) == before
     assert_nothing_lost(load)
