@@ -118,6 +118,12 @@ def connect(wanted: dict[str, str], user: str, password: str, timeout: float) ->
         time.sleep(0.1)
 
 
+def rules(connection: Connection) -> dict[str, list[str]]:
+    """Return the rules of each user, in an order of their own: Redis 7.0 tells them in that of a table which it may be
+    rearranging."""
+    return {line.split()[1]: sorted(line.split()) for line in connection.call("ACL", "LIST")}
+
+
 def apply(config: Path, user: str, password: str, timeout: float) -> dict[str, list[str]]:
     """Return the names of what was changed in place and of what needs a restart."""
     wanted = settings(config.read_text())
@@ -143,12 +149,12 @@ def apply(config: Path, user: str, password: str, timeout: float) -> dict[str, l
             except RedisError:
                 restart.append(name)
 
-    before = {line.split()[1]: line for line in connection.call("ACL", "LIST")}
+    before = rules(connection)
     for words in users:
         connection.call("ACL", "SETUSER", words[1], "reset", *words[2:])
     for name in before.keys() - {words[1] for words in users}:
         connection.call("ACL", "DELUSER", name)
-    after = {line.split()[1]: line for line in connection.call("ACL", "LIST")}
+    after = rules(connection)
     changed += [f"user {name}" for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
     return {"changed": changed, "restart": restart}
 
