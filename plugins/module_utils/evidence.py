@@ -214,8 +214,9 @@ def yardstick(bounds: Sequence[float], counts: Sequence[int]) -> Optional[int]:
 class StageEvidence:
     """What one stage has shown so far: the judge's look, and the numbers for people.
 
-    ``slow_seconds``: ``versioning.latency_threshold``. The yardstick for slower answers, the baseline's P90, is taken from
-    the rollout's counters once and not moved while the stage goes on.
+    ``slow_seconds``: ``versioning.latency_threshold``. The yardstick for slower answers is the P90 of the first answers
+    that the baseline gives in this stage, since before it there were other loads, and a release that started. It is not
+    moved while the stage goes on; what is counted begins after it.
     """
 
     def __init__(self, name: str, cut: int, stable: str, canary: str, slow_seconds: float) -> None:
@@ -228,11 +229,11 @@ class StageEvidence:
         self._mark: Optional[int] = None
         self._from: dict[str, list[int]] = {}
 
-    def add(self, looks: Mapping[str, Mapping[str, Any]], history: Counters) -> None:
-        """Take the looks of one moment; the history must have taken them already."""
+    def add(self, looks: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take the looks of one moment."""
         self.counters.add(looks)
         if self._mark is None and self.counters.bounds:
-            self._mark = yardstick(history.bounds, history.latency(self.stable))
+            self._mark = yardstick(self.counters.bounds, self.counters.latency(self.stable))
             self._from = {slot: self.counters.latency(slot) for slot in (self.stable, self.canary)}
 
     @property
@@ -251,11 +252,13 @@ class StageEvidence:
             pairs["rejections"].append(counters.rejections(slot) if there else None)
             latency = counters.latency(slot)
             pairs["slow"].append(above(latency, self._slow_mark()) if there else None)
-            if there and self._mark is not None:
+            if not there:
+                pairs["slower"].append(None)
+            elif self._mark is None:
+                pairs["slower"].append(Tally(0, 0))
+            else:
                 since = [now - then for now, then in zip(latency, self._from[slot])]
                 pairs["slower"].append(above(since, self._mark))
-            else:
-                pairs["slower"].append(None)
         alone = self.cut >= 10_000
         samples = {name: Sample(canary, None if alone else baseline) for name, (canary, baseline) in pairs.items()}
         stops = {name: history.stop(name, (self.canary,)) for name in _STOPS}

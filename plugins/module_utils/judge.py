@@ -54,7 +54,7 @@ class Stop:
 
 
 STOPS = (
-    Stop("crash_loop", "instances of the canary crashed and were started again", 3),
+    Stop("crash_loop", "instances of the canary crashed or stopped answering", 3),
     Stop("duplicated_execution", "orders were executed more than once"),
     Stop("ledger_difference", "positions differ between the ledger and the fills"),
     Stop("fenced_write", "writes of the canary were refused because it had lost its fence"),

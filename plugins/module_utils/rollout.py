@@ -286,7 +286,7 @@ class Rollout:
             if self._paused:
                 deadline += now - last
             last = now
-            evidence.add(looks, self._history)
+            evidence.add(looks)
             verdict, self._memory = judge(self.plan, self._memory, evidence.look(self._history))
             strayed = self._strayed(looks, 0 if warm else stage.cut)
             line = self._record(evidence, verdict, now - began, deadline - now)

@@ -128,11 +128,15 @@ def test_what_was_left_is_marked_and_not_rolled_out_again_without_a_reason(fleet
 
 
 #: One of each way to be caught; BAD_VERSIONS=all for every one, which makes the table in docs/release.md.
-TRIED = [(n, bad) for n, bad in enumerate(VERSIONS) if n in (0, 1, 3, 7) or os.environ.get("BAD_VERSIONS") == "all"]
+TRIED = [(n, bad) for n, bad in enumerate(VERSIONS) if n in (0, 1, 3, 6) or os.environ.get("BAD_VERSIONS") == "all"]
 
 
 @pytest.mark.parametrize(("number", "bad"), TRIED, ids=[bad.name for _, bad in TRIED])
 def test_a_bad_version_is_caught_and_gone_by_itself(fleet: Fleet, source: Callable[..., Path], number: int, bad: Bad) -> None:
+    if bad.stable:
+        home = source(f"0.2.{number}", bad.stable)
+        stable = {"release_version": f"0.2.{number}", "release_source": str(home)}
+        assert fleet.play("deploy.yml", "-e", json.dumps(stable)).code == 0
     before, version = served(fleet), f"0.3.{number}"
     load = fleet.load(rate=RATE, count=1_000_000, name=f"bad-{number}", stop_every=20)
     run = fleet.play("canary.yml", *quick(version, source(version, bad.edit), release_ready_timeout=15))

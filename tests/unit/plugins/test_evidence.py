@@ -168,7 +168,7 @@ def stage_of(cut: int, *looks: dict[str, Any]) -> tuple[StageEvidence, Counters]
     evidence = StageEvidence("5%", cut, "blue", "green", 0.1)
     for one in looks:
         history.add(one)
-        evidence.add(one, history)
+        evidence.add(one)
     return evidence, history
 
 
@@ -195,19 +195,22 @@ def test_at_all_accounts_there_is_no_baseline() -> None:
     assert all(sample.baseline is None for sample in evidence.look(history).samples.values())
 
 
-def test_slower_is_measured_from_the_moment_that_the_yardstick_stands() -> None:
-    start = {"blue": instance(), "green": instance()}
-    history = Counters(("blue", "green"))
-    history.add(look(app1=start))
-    warm = {"blue": instance(latency=(500, 400, 100, 0, 0)), "green": instance()}
-    history.add(look(app1=warm))
-    evidence = StageEvidence("5%", 500, "blue", "green", 0.1)
-    evidence.add(look(app1=warm), history)
-    later = {"blue": instance(latency=(550, 440, 110, 0, 0)), "green": instance(latency=(10, 10, 10, 0, 0))}
-    history.add(look(app1=later))
-    evidence.add(look(app1=later), history)
-    sample = evidence.look(history).samples["slower"]
-    assert (sample.canary, sample.baseline) == (Tally(30, 10), Tally(100, 10))
+def test_slower_is_measured_by_what_the_baseline_does_in_this_stage_from_the_moment_that_the_yardstick_stands() -> None:
+    seen = [
+        {"blue": instance(latency=(0, 0, 0, 0, 900)), "green": instance()},
+        {"blue": instance(latency=(400, 40, 10, 0, 900)), "green": instance(latency=(0, 0, 5, 0, 0))},
+        {"blue": instance(latency=(500, 400, 100, 0, 900)), "green": instance(latency=(0, 0, 50, 0, 0))},
+        {"blue": instance(latency=(550, 440, 110, 0, 900)), "green": instance(latency=(10, 10, 60, 0, 0))},
+    ]
+    history, evidence = Counters(("blue", "green")), StageEvidence("5%", 500, "blue", "green", 0.1)
+    samples = []
+    for instances in seen:
+        one = look(app1=instances)
+        history.add(one)
+        evidence.add(one)
+        samples.append(evidence.look(history).samples["slower"])
+    assert [sample.canary for sample in samples] == [Tally(0, 0), Tally(0, 0), Tally(0, 0), Tally(30, 10)]
+    assert samples[-1].baseline == Tally(100, 10)
 
 
 def test_the_judge_fails_a_canary_whose_requests_fail() -> None:
@@ -220,7 +223,7 @@ def test_the_judge_fails_a_canary_whose_requests_fail() -> None:
             app1={"blue": instance(accepted=950 * at), "green": instance(accepted=50 * at)},
         )
         history.add(one)
-        evidence.add(one, history)
+        evidence.add(one)
         verdict, memory = judge(plan, memory, evidence.look(history))
         outcome = verdict.outcome
         if outcome == FAIL:
