@@ -199,12 +199,17 @@ def above(counts: Sequence[int], at: int) -> Tally:
     return Tally(sum(counts), sum(counts[at + 1 :]))
 
 
-def yardstick(bounds: Sequence[float], counts: Sequence[int]) -> Optional[int]:
+def _less(now: Sequence[int], then: Sequence[int]) -> list[int]:
+    """What was gained by bucket; before the first answers there are no buckets."""
+    return [more - less for more, less in zip(now, then or [0] * len(now))]
+
+
+def yardstick(bounds: Sequence[float], counts: Sequence[float]) -> Optional[int]:
     """The number of the bound that is nearest to the P90 of these counts; None for fewer than ``YARDSTICK`` of them."""
     total = sum(counts)
     if total < YARDSTICK:
         return None
-    parts, seen = [], 0
+    parts, seen = [], 0.0
     for at in range(len(bounds)):
         seen += counts[at]
         parts.append(abs(seen / total - 0.90))
@@ -214,9 +219,8 @@ def yardstick(bounds: Sequence[float], counts: Sequence[int]) -> Optional[int]:
 class StageEvidence:
     """What one stage has shown so far: the judge's look, and the numbers for people.
 
-    ``slow_seconds``: ``versioning.latency_threshold``. The yardstick for slower answers is the P90 of the first answers
-    that the baseline gives in this stage, since before it there were other loads, and a release that started. It is not
-    moved while the stage goes on; what is counted begins after it.
+    ``slow_seconds``: ``versioning.latency_threshold``. What is slower is told by the P90 of the baseline's latest answers,
+    those before the look that is counted: it follows the load, and no answer has a part in the yardstick that it is held to.
     """
 
     def __init__(self, name: str, cut: int, stable: str, canary: str, slow_seconds: float) -> None:
@@ -226,15 +230,22 @@ class StageEvidence:
         self.canary = canary
         self.slow_seconds = slow_seconds
         self.counters = Counters((stable, canary))
-        self._mark: Optional[int] = None
-        self._from: dict[str, list[int]] = {}
+        self._latest: list[float] = []
+        self._slower = {slot: Tally(0, 0) for slot in (stable, canary)}
 
     def add(self, looks: Mapping[str, Mapping[str, Any]]) -> None:
         """Take the looks of one moment."""
+        before = {slot: self.counters.latency(slot) for slot in self._slower}
         self.counters.add(looks)
-        if self._mark is None and self.counters.bounds:
-            self._mark = yardstick(self.counters.bounds, self.counters.latency(self.stable))
-            self._from = {slot: self.counters.latency(slot) for slot in (self.stable, self.canary)}
+        gained = {slot: _less(self.counters.latency(slot), then) for slot, then in before.items()}
+        mark = yardstick(self.counters.bounds, self._latest)
+        if mark is not None:
+            for slot, counts in gained.items():
+                was, more = self._slower[slot], above(counts, mark)
+                self._slower[slot] = Tally(was.total + more.total, was.bad + more.bad)
+        self._latest = [was + more for was, more in zip(self._latest or [0.0] * len(gained[self.stable]), gained[self.stable])]
+        if sum(self._latest) > 2 * YARDSTICK:
+            self._latest = [count / 2 for count in self._latest]
 
     @property
     def exposure(self) -> float:
@@ -252,13 +263,7 @@ class StageEvidence:
             pairs["rejections"].append(counters.rejections(slot) if there else None)
             latency = counters.latency(slot)
             pairs["slow"].append(above(latency, self._slow_mark()) if there else None)
-            if not there:
-                pairs["slower"].append(None)
-            elif self._mark is None:
-                pairs["slower"].append(Tally(0, 0))
-            else:
-                since = [now - then for now, then in zip(latency, self._from[slot])]
-                pairs["slower"].append(above(since, self._mark))
+            pairs["slower"].append(self._slower[slot] if there else None)
         alone = self.cut >= 10_000
         samples = {name: Sample(canary, None if alone else baseline) for name, (canary, baseline) in pairs.items()}
         stops = {name: history.stop(name, (self.canary,)) for name in _STOPS}
@@ -273,14 +278,13 @@ class StageEvidence:
     def numbers(self, slot: str) -> dict[str, Any]:
         """For people: requests, errors, rejections, slow and slower answers, and the latency's quantiles in seconds."""
         counters, latency = self.counters, self.counters.latency(slot)
-        since = [now - then for now, then in zip(latency, self._from.get(slot, latency))]
         tried = counters.attempts(slot)
         return {
             "requests": counters.requests(slot),
             "errors": tried.bad,
             "rejections": counters.rejections(slot).bad,
             "slow": above(latency, self._slow_mark()).bad if latency else 0,
-            "slower": above(since, self._mark).bad if self._mark is not None else 0,
+            "slower": self._slower[slot].bad,
             **{f"p{part}": quantile(counters.bounds, latency, part / 100) for part in (50, 90, 99)},
         }
 

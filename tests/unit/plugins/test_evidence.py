@@ -195,12 +195,15 @@ def test_at_all_accounts_there_is_no_baseline() -> None:
     assert all(sample.baseline is None for sample in evidence.look(history).samples.values())
 
 
-def test_slower_is_measured_by_what_the_baseline_does_in_this_stage_from_the_moment_that_the_yardstick_stands() -> None:
+def test_slower_is_told_by_what_the_baseline_did_just_before_and_follows_the_load() -> None:
     seen = [
         {"blue": instance(latency=(0, 0, 0, 0, 900)), "green": instance()},
         {"blue": instance(latency=(400, 40, 10, 0, 900)), "green": instance(latency=(0, 0, 5, 0, 0))},
         {"blue": instance(latency=(500, 400, 100, 0, 900)), "green": instance(latency=(0, 0, 50, 0, 0))},
         {"blue": instance(latency=(550, 440, 110, 0, 900)), "green": instance(latency=(10, 10, 60, 0, 0))},
+        # Everything is slower now: what is above the old yardstick counts once, and a new one stands.
+        {"blue": instance(latency=(550, 440, 8110, 1000, 900)), "green": instance(latency=(10, 10, 100, 0, 0))},
+        {"blue": instance(latency=(550, 440, 8200, 1010, 900)), "green": instance(latency=(10, 10, 140, 20, 0))},
     ]
     history, evidence = Counters(("blue", "green")), StageEvidence("5%", 500, "blue", "green", 0.1)
     samples = []
@@ -209,8 +212,10 @@ def test_slower_is_measured_by_what_the_baseline_does_in_this_stage_from_the_mom
         history.add(one)
         evidence.add(one)
         samples.append(evidence.look(history).samples["slower"])
-    assert [sample.canary for sample in samples] == [Tally(0, 0), Tally(0, 0), Tally(0, 0), Tally(30, 10)]
-    assert samples[-1].baseline == Tally(100, 10)
+    assert [sample.canary for sample in samples] == [
+        *[Tally(0, 0)] * 3, Tally(30, 10), Tally(70, 50), Tally(130, 70),
+    ]  # fmt: skip
+    assert [sample.baseline for sample in samples[3:]] == [Tally(100, 10), Tally(9100, 9010), Tally(9200, 9020)]
 
 
 def test_the_judge_fails_a_canary_whose_requests_fail() -> None:
