@@ -84,7 +84,7 @@ def test_what_the_rules_and_the_plots_go_by_is_there(fleet: Fleet, series: str) 
 
 
 def test_the_watchdog_reaches_alertmanager(fleet: Fleet) -> None:
-    [alert] = told(fleet, "Watchdog")
+    [alert] = within(90, lambda: told(fleet, "Watchdog"), "the alert is handed over")
     assert alert["status"]["state"] == "active"
 
 
