@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 JUNIT = ROOT / ".lab" / "junit"
+MEMORY = Path("/dev/shm")
 # The app's tests that have to reach every branch of its domain.
 DOMAIN = [f"tests/test_{name}.py" for name in ("domain", "exposure", "verification", "ledger_properties")]
 
@@ -36,6 +39,8 @@ class Stage:
     report: Path | None = None
     #: The command is a check of its own besides the tests in its report.
     counts_itself: bool = True
+    #: It has the machine to itself, and shows what it prints as it goes. Others run two at a time.
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,13 @@ class Count:
         return f"{self.passed} passed, {self.failed} failed"
 
 
-def pytest_stage(name: str, tests: Sequence[str], directory: Path = ROOT, options: Sequence[str] = ()) -> Stage:
+def pytest_stage(
+    name: str, tests: Sequence[str], directory: Path = ROOT, options: Sequence[str] = (), *, alone: bool = False
+) -> Stage:
     report = JUNIT / f"{name}.xml"
     # Nothing here uses the asyncio plugin, and where it is not configured it warns, which is an error.
     command = ["pytest", "-p", "no:asyncio", *tests, f"--junit-xml={report}", *options]
-    return Stage(name, command, directory, report, counts_itself=False)
+    return Stage(name, command, directory, report, counts_itself=False, alone=alone)
 
 
 def shell_scripts() -> list[str]:
@@ -74,31 +81,32 @@ def is_shell(path: Path) -> bool:
 
 
 def groups() -> dict[str, list[Stage]]:
-    """What there is to run, in the order from fast to slow."""
+    """What there is to run. Of what runs beside another, the longest comes first."""
     app = ROOT / "app"
     return {
         "lint": [
+            Stage("ansible-lint", ["ansible-lint", "--strict"]),
             Stage("yamllint", ["yamllint", "--strict", "."]),
             Stage("ruff", ["ruff", "check", "."]),
             Stage("shellcheck", ["shellcheck", *shell_scripts()]),
             Stage("imports", ["lint-imports", "--no-cache"], app),
             Stage("mypy-app", ["mypy"], app),
             Stage("mypy", ["mypy"]),
-            Stage("ansible-lint", ["ansible-lint", "--strict"]),
         ],
         "unit": [
+            pytest_stage("plugins", ["tests/unit"]),
             pytest_stage("policy", ["tests/policy"]),
             pytest_stage("templates", ["tests/templates"]),
-            pytest_stage("plugins", ["tests/unit"]),
             # Apart from the rest: these reach every branch of the domain, and only they pay for being traced.
-            pytest_stage("domain", DOMAIN, app, ["--cov"]),
-            pytest_stage("app", ["tests"], app, [f"--ignore={file}" for file in DOMAIN]),
+            pytest_stage("domain", DOMAIN, app, ["--cov"], alone=True),
+            pytest_stage("app", ["tests"], app, [f"--ignore={file}" for file in DOMAIN], alone=True),
         ],
         "molecule": [
             Stage(
                 f"molecule-{scenario.parent.name}",
                 ["molecule", "test", "--scenario-name", scenario.parent.name],
                 report=JUNIT / f"molecule-{scenario.parent.name}.xml",
+                alone=True,
             )
             for scenario in sorted(ROOT.glob("molecule/*/molecule.yml"))
         ],
@@ -134,12 +142,20 @@ def failures(path: Path) -> list[str]:
 
 
 def run(stage: Stage) -> Count:
-    print(f"==> {stage.name}: {' '.join(stage.command[:6])}{' ...' if len(stage.command) > 6 else ''}", flush=True)
+    said = f"==> {stage.name}: {' '.join(stage.command[:6])}{' ...' if len(stage.command) > 6 else ''}"
+    if stage.alone:
+        print(said, flush=True)
     if stage.report is not None:
         stage.report.unlink(missing_ok=True)
     start = time.monotonic()
+    output = None if stage.alone else subprocess.PIPE
     try:
-        code = subprocess.run(stage.command, cwd=stage.directory, check=False).returncode
+        done = subprocess.run(
+            stage.command, cwd=stage.directory, check=False, text=True, stdout=output, stderr=output and subprocess.STDOUT
+        )
+        code = done.returncode
+        if not stage.alone:
+            print(said, done.stdout, sep="\n", end="", flush=True)
     except FileNotFoundError:
         print(f"{stage.command[0]} is not installed: run 'make env tools'", flush=True)
         code = 127
@@ -153,6 +169,16 @@ def run(stage: Stage) -> Count:
     return count
 
 
+def run_all(stages: Sequence[Stage]) -> Iterator[tuple[Stage, Count]]:
+    """Each stage with its count: first those that may run beside another, then the others."""
+    beside = [stage for stage in stages if not stage.alone]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield from zip(beside, pool.map(run, beside), strict=True)
+    for stage in stages:
+        if stage.alone:
+            yield stage, run(stage)
+
+
 def environment() -> None:
     """What every stage sees: the project's own programs first, its Ansible configuration, and no leave to skip."""
     os.environ["PATH"] = os.pathsep.join([str(ROOT / ".venv" / "bin"), os.environ["PATH"], "/usr/sbin", "/sbin"])
@@ -161,6 +187,9 @@ def environment() -> None:
     os.environ["PYTHONUNBUFFERED"] = "1"
     for name in ("PYTHONPATH", "PYTEST_ADDOPTS", "ANSIBLE_INVENTORY"):
         os.environ.pop(name, None)
+    # A server of a test, such as a Redis that keeps a log, must not wait for a disk that others keep busy.
+    if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4e9:
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
 
 
 def main() -> int:
@@ -188,8 +217,7 @@ def main() -> int:
         if total.failed:
             not_run += [stage.name for stage in stages]
             continue
-        for stage in stages:
-            count = run(stage)
+        for stage, count in run_all(stages):
             total += count
             if count.failed:
                 failed += [f"==> failed: {stage.name}", *(failures(stage.report) if stage.report is not None else ())]

@@ -137,7 +137,7 @@ def test_every_event_is_published_once_and_in_order(
         subscription = await client.jetstream().subscribe(
             "trading.events.>", ordered_consumer=True, deliver_policy=DeliverPolicy.ALL
         )
-        return [json.loads((await subscription.next_msg(timeout=2)).data) for _ in range(40)]
+        return [json.loads((await subscription.next_msg(timeout=20)).data) for _ in range(40)]
 
     events = with_client(own_nats, work)
     assert [event["order"] for event in events] == [f"o{n}" for n in range(40)]
@@ -172,7 +172,7 @@ def test_a_batch_that_was_partly_published_before_is_completed(
         info = await stream.stream_info("TRADING_EVENTS")
         subscription = await stream.subscribe("trading.events.>", ordered_consumer=True)
         return [
-            json.loads((await subscription.next_msg(timeout=2)).data)["order"]
+            json.loads((await subscription.next_msg(timeout=20)).data)["order"]
             for _ in range(info.state.messages)
         ]
 

@@ -284,7 +284,7 @@ def test_the_canary_leaves_no_trace(
                 await asyncio.to_thread(
                     call, "POST", "/api/orders", order(f"o{n}", quantity=f"0.0{n + 1:02}", **fields)
                 )
-            copies.extend([(await subscription.next_msg(timeout=5)).data for _ in range(60)])
+            copies.extend([(await subscription.next_msg(timeout=20)).data for _ in range(60)])
             await client.close()
 
         asyncio.run(listen())

@@ -31,7 +31,7 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def wait(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
+def wait(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
     """Return as soon as `condition` holds; fail the test when it does not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -202,7 +202,7 @@ def test_slot_hears_the_copies_of_orders_that_the_other_slot_makes(bus: Bus) -> 
         copies = await shadow.subscribe("trading.shadow.green", queue="green")
         await flush(shadow)
         await stable.publish("trading.shadow.green", b"{}")
-        assert (await copies.next_msg(timeout=5)).data == b"{}"
+        assert (await copies.next_msg(timeout=20)).data == b"{}"
         await stable.close()
         await shadow.close()
 

@@ -112,7 +112,7 @@ def test_a_notifier_that_answers_a_byte_at_a_time_is_not_waited_for(run_module: 
         took = time.monotonic() - before
         over.set()
     assert told["sent"] is False
-    assert took < 3
+    assert took < 10
 
 
 def test_without_a_notifier_and_in_check_mode_nothing_is_sent(run_module: RunModule) -> None:
