@@ -116,7 +116,10 @@ class Fleet:
     def start(self, playbook: str, *arguments: str, inventories: tuple[Path, ...] = (SCENARIO / "inventory",)) -> Play:
         """Start a playbook and go on."""
         sources = [word for path in inventories for word in ("-i", str(path))]
-        play = Play(["ansible-playbook", *sources, playbook, *arguments], STATE / f"play-{len(self.plays)}.log")
+        # The control node shares its processors with the whole fleet, which no control node does: the fleet comes first.
+        play = Play(
+            ["nice", "-n", "10", "ansible-playbook", *sources, playbook, *arguments], STATE / f"play-{len(self.plays)}.log"
+        )
         self.plays.append(play)
         return play
 
