@@ -428,7 +428,8 @@ def test_ten_reloads_under_load_lose_no_request_and_keep_who_is_out(balancer: Ba
             before = len(results)
             result = await asyncio.to_thread(balancer.reload)
             assert result.returncode == 0, result.stderr
-            assert balancer.status("slot_blue", "app3") == "DRAIN"
+            # Behind it may stand how many checks in a row were missed.
+            assert balancer.status("slot_blue", "app3").startswith("DRAIN")
             assert balancer.status("slot_blue", "app4") == "DOWN"
             await until(functools.partial(has_more, results, before + 100), "the load goes on")
         stop.set()

@@ -33,9 +33,9 @@ class RedisError(Exception):
 class Connection:
     """A connection that speaks just enough of the protocol."""
 
-    def __init__(self, address: str, port: int) -> None:
-        self._socket = socket.create_connection((address, port), timeout=10)
-        self._reader = self._socket.makefile("rb")
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._reader = connected.makefile("rb")
 
     def call(self, *words: str) -> Any:
         """Return the answer to a command. Raises RedisError with the server's own words."""
@@ -57,6 +57,20 @@ class Connection:
         return int(rest) if kind == b":" else rest
 
 
+def answers(address: Path, timeout: float) -> bool:
+    """Tell whether a server serves there. It listens before it has read its users, and ends if they are wrong."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(timeout)
+        try:
+            client.connect(str(address))
+            Connection(client).call("PING")
+        except RedisError:
+            return True  # it asks who that is
+        except OSError:
+            return False
+    return True
+
+
 def check(config: Path | None, users: Path | None, timeout: float) -> None:
     """Exit with the server's own words if it does not start."""
     with tempfile.TemporaryDirectory(prefix="redis-config-") as folder:
@@ -71,7 +85,7 @@ def check(config: Path | None, users: Path | None, timeout: float) -> None:
             deadline = time.monotonic() + timeout
             while server.poll() is None and not address.exists() and time.monotonic() < deadline:
                 time.sleep(0.02)
-            started = address.exists() and server.poll() is None
+            started = answers(address, timeout)
             server.terminate()
             try:
                 output, _ = server.communicate(timeout=timeout)
@@ -104,7 +118,7 @@ def connect(wanted: dict[str, str], user: str, password: str, timeout: float) ->
     begin = time.monotonic()
     while True:
         try:
-            connection = Connection(wanted["bind"].split()[0], int(wanted["port"]))
+            connection = Connection(socket.create_connection((wanted["bind"].split()[0], int(wanted["port"])), timeout=10))
             connection.call("AUTH", user, password)
             connection.call("PING")
             return connection
