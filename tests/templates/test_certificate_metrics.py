@@ -26,8 +26,7 @@ def told(place: Path, *certificates: Path) -> dict[str, int]:
 def test_each_certificate_tells_when_it_ends_and_one_that_cannot_be_read_has_ended(tmp_path: Path) -> None:
     certificate = tmp_path / "api.pem"
     made = ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-days", "30", "-subj", "/CN=api"]
-    made += ["-keyout", str(tmp_path / "key.pem"), "-out", str(certificate)]
-    subprocess.run(made, check=True, capture_output=True)
+    subprocess.run([*made, "-keyout", tmp_path / "key.pem", "-out", certificate], check=True, capture_output=True)
     asked = ["openssl", "x509", "-noout", "-enddate", "-in", str(certificate)]
     shown = subprocess.run(asked, capture_output=True, text=True, check=True)
     end = calendar.timegm(time.strptime(shown.stdout.strip().removeprefix("notAfter="), "%b %d %H:%M:%S %Y GMT"))
