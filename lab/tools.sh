@@ -2,12 +2,12 @@
 # The programs that tests run and that are no Python packages, from the distribution, with none of their services started.
 . "$(dirname "$0")/lib.sh"
 
-packages=(haproxy nats-server redis-server shellcheck)
+packages=(haproxy nats-server prometheus prometheus-alertmanager redis-server shellcheck)
 
 install() {
   apt_install "${packages[@]}"
   # Tests start these themselves, on free ports; nor do they come up with the next boot.
-  if [ -d /run/systemd/system ]; then as_root systemctl --quiet disable haproxy nats-server redis-server; fi
+  if [ -d /run/systemd/system ]; then as_root systemctl --quiet disable haproxy nats-server prometheus prometheus-alertmanager redis-server; fi
 }
 
 if dpkg-query -W -f '${Status}\n' "${packages[@]}" 2>/dev/null | grep -c 'ok installed' | grep -qx "${#packages[@]}"; then

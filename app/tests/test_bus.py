@@ -16,6 +16,7 @@ from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js.api import DeliverPolicy
 
+from trading_bot.adapters.nats.bus import Bus, Settings
 from trading_bot.domain.traffic import Traffic, slot_of
 
 from servers import OBSERVER, TOKEN, App, Nats, Redis, order, until
@@ -122,6 +123,31 @@ def test_an_unreadable_map_leaves_the_last_one_in_force(
             await submit(client, account, order("a2"), timeout=0.5)
 
     with_client(own_nats, work)
+
+
+def test_a_connection_that_ended_without_a_word_is_made_anew(nats: Nats) -> None:
+    """As the library leaves it where its last write fails: closed, and nobody was called."""
+
+    async def work() -> None:
+        changes: asyncio.Queue[str | None] = asyncio.Queue()
+        bus = Bus(
+            Settings([nats.url], "test", "blue", "r1", "", str, 0.05, -1, 1),
+            on_begin=lambda _: None, on_traffic=lambda _: None, on_request=lambda _: asyncio.sleep(0),
+            on_tick=lambda *_: None, on_control=lambda: None, on_copy=lambda _: None,
+            on_change=changes.put_nowait,
+        )  # fmt: skip
+        bus.start()
+        async with asyncio.timeout(60):
+            assert await changes.get() is None
+            before, _ = bus.connection()
+            await before._close(Client.CLOSED, do_cbs=False)
+            assert [await changes.get(), await changes.get()] == ["connection lost", None]
+        after, _ = bus.connection()
+        assert after is not before
+        assert after.is_connected
+        await bus.stop()
+
+    asyncio.run(work())
 
 
 def test_every_event_is_published_once_and_in_order(

@@ -23,6 +23,8 @@ from .balancer import Change, LoadBalancer, as_dict, make, plan, read, wait_up
 from .haproxy import HaproxyError, RuntimeSocket, by_slot, parse_slots
 from .instances import scrape_all
 from .lease import Lock, Now, Refused, acquire, check, heartbeat_lost, renew
+from .map_files import read_text, replace_text
+from .rollout_metrics import rollout_series
 from .state_files import BAD, COMMAND, LOCK, ROLLOUT, TRAFFIC, StateFiles, current_time, stamp
 from .traffic import SLOTS, Traffic, TrafficError, traffic_from
 
@@ -416,7 +418,20 @@ class Agent:
                 did += self.settle_maps(on_disk, running)
         if (self.files.read("kv.json") or {}).get("pending"):
             did += ["kv"] if self.tell(warnings, later=True)["ok"] else []
+        self.show(warnings)
         return {"did": did, "warnings": warnings}
+
+    def show(self, warnings: list[str]) -> None:
+        """Leave the rollout's figures for Prometheus, where the host has a place for them; nothing depends on it."""
+        path = Path(self.config.get("metrics_file") or "")
+        try:
+            if path.name and path.parent.is_dir():
+                on_disk = read(self.balancer)[0]
+                text = rollout_series(on_disk.cut if on_disk else 0, self.files.read(ROLLOUT), self.files.lock())
+                if text != read_text(path):
+                    replace_text(path, text, sync=False)
+        except (HaproxyError, TrafficError, OSError) as error:
+            warnings.append(f"{path} cannot be written: {error}")
 
     def settle_maps(self, on_disk: Traffic, running: Optional[Traffic]) -> list[str]:
         """Make files and HAProxy say the same, as a reload in the middle of a change may leave them; never with more canary."""

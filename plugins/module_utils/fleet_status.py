@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 from .release import SLOTS, ReleaseError, agreed_traffic, other, served, slot_of
+from .rollout_metrics import ENDED
 from .rollout_record import escaped_line, lasting, listed, mapping, merged, number_of, seconds
 
-#: Phases of a rollout that is over.
-ENDED = ("end", "ended", "retired")
 #: Characters of a line that says what is in the journal.
 WIDE = 100
 

@@ -17,7 +17,11 @@ from rendering import REPOSITORY, ROLES, render
 
 TOOL = ROLES / "redis" / "files" / "redis-config.py"
 FLEET = yaml.safe_load((REPOSITORY / "group_vars" / "all" / "fleet.yml").read_text())
-PASSWORDS = {"trading_bot": "password-of-the-trading-bot", "operator": "password-of-the-operator"}
+PASSWORDS = {
+    "trading_bot": "password-of-the-trading-bot",
+    "exporter": "password-of-the-exporter",
+    "operator": "password-of-the-operator",
+}
 USERS = [user | {"password": PASSWORDS[user["name"]]} for user in FLEET["redis_users"]]
 
 
@@ -224,7 +228,7 @@ def test_changed_users_leave_the_connections_of_the_others_alone(ledger: Ledger)
     leaver = ledger.client("extra", extra["password"])
     assert leaver.ping()
 
-    ledger.configure([USERS[0] | {"password": "a-new-password-of-the-bot"}, USERS[1]])
+    ledger.configure([USERS[0] | {"password": "a-new-password-of-the-bot"}, *USERS[1:]])
     assert ledger.apply() == {"changed": ["user extra", "user trading_bot"], "restart": []}
     assert bystander.client_id() == number
     assert ledger.client("trading_bot", "a-new-password-of-the-bot").ping()
@@ -238,7 +242,7 @@ def test_what_only_a_restart_can_change_is_named_and_no_data_is_lost(ledger: Led
     client = ledger.client("trading_bot")
     client.set("trading:order", "1")
     rotated = "a-new-password-of-the-operator"
-    ledger.configure([USERS[0], USERS[1] | {"password": rotated}])
+    ledger.configure([*USERS[:-1], USERS[-1] | {"password": rotated}])
     answer = ledger.apply(rotated)
     assert answer["changed"] == []
     assert "user operator" in answer["restart"][0]

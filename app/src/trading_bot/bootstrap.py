@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
+from functools import partial
 from importlib import metadata
 
 import uvicorn
@@ -18,13 +19,14 @@ from nats.aio.msg import Msg
 from trading_bot import config
 from trading_bot.adapters import signing
 from trading_bot.adapters.logs import JsonLog
-from trading_bot.adapters.metrics import Metrics
+from trading_bot.adapters.metrics import Metrics, escape
 from trading_bot.adapters.nats.bus import Bus, Settings
 from trading_bot.adapters.nats.tail import EventTail
 from trading_bot.adapters.redis import ledger as redis
 from trading_bot.adapters.redis.accounts import RedisAccounts, RedisAlerts
 from trading_bot.adapters.redis.connection import Client, Endpoint, Pool
 from trading_bot.adapters.redis.probe import RedisFeed, RedisProbe
+from trading_bot.adapters.redis.unanswered import RedisUnanswered
 from trading_bot.adapters.tokens import Tokens
 from trading_bot.config import Config
 from trading_bot.domain.limits import Limits
@@ -48,6 +50,7 @@ from trading_bot.service.streams import Streams
 from trading_bot.service.submit import OUTCOMES, OrderDesk
 from trading_bot.service.switches import Switches
 from trading_bot.service.telemetry import Telemetry
+from trading_bot.service.unanswered import UnansweredWatch
 from trading_bot.service.verification import Verifier
 
 
@@ -252,6 +255,34 @@ class Executor:
             "Events that the bus has yet to store.",
             lambda: self._backlog.pending,
         )
+        metrics.gauges["trading_outbox_oldest_seconds"] = (
+            "How long the oldest of them has waited.",
+            lambda: self._backlog.oldest_seconds,
+        )
+        unanswered = self._unanswered = UnansweredWatch(
+            RedisUnanswered(self._reads), settings.venue.request_timeout * 3 + 1
+        )
+        metrics.gauges["trading_unknown_orders"] = (
+            "Orders that were sent and about which the venue has said nothing yet, of all instances.",
+            lambda: unanswered.count,
+        )
+        metrics.gauges["trading_unknown_orders_oldest_seconds"] = (
+            "How long ago the first of them was sent.",
+            lambda: unanswered.oldest_seconds,
+        )
+        for name, text in (("halted", "nobody trades"), ("degraded", "all may only reduce")):
+            metrics.gauges[f"trading_{name}"] = (f"1 while {text}.", partial(self._switches.in_force, name))
+        metrics.labelled["trading_limit"] = (
+            "Limits in force for an order that this instance decides.",
+            lambda: {
+                f'limit="{name}"': getattr(ledger.limits, name) / SCALE
+                for name in ("max_position_size", "max_leverage", "min_margin_level", "max_drawdown")
+            },
+        )
+        metrics.labelled["trading_token_expires_timestamp_seconds"] = (
+            "When an API token ends; one that does not end has no series.",
+            lambda: {f'token="{escape(name)}"': at for name, at in tokens.expiry().items()},
+        )
         verifier = self._verifier = Verifier(
             redis.RedisArchive(self._client, self._reads, holder=holder),
             lambda: self._settings.versioning.validation_interval,
@@ -362,7 +393,8 @@ class Executor:
         background += [loop.create_task(self._alerts.run()), loop.create_task(self._risk.follow())]
         background += [loop.create_task(self._risk.sweep())]
         background += [loop.create_task(self._mirror.run()), loop.create_task(self._shadow.run())]
-        background += [loop.create_task(self._backlog.run()), loop.create_task(self._retention.run())]
+        background += [loop.create_task(self._backlog.run()), loop.create_task(self._unanswered.run())]
+        background.append(loop.create_task(self._retention.run()))
         background.append(loop.create_task(self._verifier.run()))
         if self._dispatcher is not None:
             background += [
@@ -484,7 +516,7 @@ class Executor:
 
     async def _render_metrics(self) -> bytes:
         with contextlib.suppress(TradingError):
-            self._backlog.pending = await self._outbox.pending()
+            await self._backlog.look()
         self._metrics.published = self._relay.published
         return self._metrics.render()
 

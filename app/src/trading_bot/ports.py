@@ -274,8 +274,15 @@ class Outbox(Protocol):
     async def wait(self, seconds: float) -> None:
         """Return when there may be something to claim, or after ``seconds``."""
 
-    async def pending(self) -> int:
-        """How many events wait."""
+    async def pending(self) -> tuple[int, float]:
+        """How many events wait, and for how many seconds the oldest."""
+
+
+class Unanswered(Protocol):
+    """Orders that were sent and about which the venue has said nothing yet."""
+
+    async def unanswered(self, within: float) -> list[float]:
+        """The age in seconds since each was sent, of those that are looked at again ``within`` seconds."""
 
 
 class Batch(msgspec.Struct, frozen=True):

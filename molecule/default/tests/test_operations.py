@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from conftest import SCENARIO, Fleet, Run
+from test_monitoring import asked
+from test_paper_venue import within
 
 SCALED_OUT = (SCENARIO / "inventory", SCENARIO / "scaled-out.yml")
 NEXT = "0.1.1"
@@ -96,6 +98,7 @@ def test_scaling_out_and_in_under_load_loses_no_order(fleet: Fleet) -> None:
     assert fleet.play("update-lb.yml", inventories=SCALED_OUT).code == 0
     rotation = fleet.play("release-status.yml", inventories=SCALED_OUT)
     assert f"{served(fleet)[1]} 3/3" in rotation.output
+    within(30, lambda: asked(fleet, 'up{job="app", host="app3"} == 1'), "Prometheus asks the new host, without a restart")
 
     assert fleet.play("update-lb.yml").code == 0
     summary = load.finish(now=True)
@@ -103,6 +106,7 @@ def test_scaling_out_and_in_under_load_loses_no_order(fleet: Fleet) -> None:
     verdict = load.judge()
     assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
     assert f"{served(fleet)[1]} 2/2" in fleet.play("release-status.yml").output
+    within(30, lambda: not asked(fleet, 'up{job="app", host="app3"}'), "Prometheus asks no host that left")
 
 
 def test_the_load_balancers_refuse_to_go_below_the_minimum_of_healthy_hosts(fleet: Fleet, tmp_path: Path) -> None:

@@ -525,6 +525,16 @@ def test_the_watchdog_has_nothing_to_do_before_there_are_maps(lb: Balancer) -> N
     assert lb.run("watchdog") == {"ok": True, "did": [], "warnings": []}
 
 
+def test_the_watchdog_leaves_the_rollouts_figures_for_prometheus(lb: Balancer, tmp_path: Path) -> None:
+    file = tmp_path / "figures" / "rollout.prom"
+    lb.config["metrics_file"] = str(file)
+    lb.canary()
+    assert lb.run("watchdog")["warnings"] == []
+    file.parent.mkdir()
+    lb.run("watchdog")
+    assert "\ntrading_canary_cut 500\n" in file.read_text()
+
+
 def test_two_watchdogs_at_once_do_it_once(lb: Balancer, installed: list[str]) -> None:
     lb.canary()
     StateFiles(lb.state).remove("lock.json")

@@ -29,7 +29,7 @@ class Metrics:
 
     def __init__(self, version: str, slot: str, build: dict[str, str], outcomes: Iterable[str]) -> None:
         labels = self._labels = f'version="{version}",slot="{slot}"'
-        self._build = ",".join(f'{name}="{_escape(value)}"' for name, value in build.items())
+        self._build = ",".join(f'{name}="{escape(value)}"' for name, value in build.items())
         self._orders = {(path, outcome): 0 for path in ("http", "nats") for outcome in outcomes}
         self._seconds = {"http": Histogram(), "nats": Histogram()}
         # Rendered on each look, so what does not change is made once.
@@ -123,5 +123,5 @@ def _resident() -> int:
         return int(statm.read().split()[1]) * _PAGE
 
 
-def _escape(value: str) -> str:
+def escape(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

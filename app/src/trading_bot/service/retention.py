@@ -24,6 +24,11 @@ class Backlog:
         self._outbox = outbox
         self._most = most
         self.pending = 0
+        self.oldest_seconds = 0.0
+
+    async def look(self) -> None:
+        """Raises TradingError where the ledger is away."""
+        self.pending, self.oldest_seconds = await self._outbox.pending()
 
     def reason(self) -> str | None:
         if self.pending < self._most:
@@ -34,7 +39,7 @@ class Backlog:
         while True:
             # Where the ledger is away, that refuses orders by itself.
             with contextlib.suppress(TradingError):
-                self.pending = await self._outbox.pending()
+                await self.look()
             await asyncio.sleep(LOOK_SECONDS)
 
 

@@ -59,6 +59,10 @@ class Switches:
     def on(self, feature: str) -> bool:
         return self._fields.get(f"feature:{feature}") != "0"
 
+    def in_force(self, name: str) -> bool:
+        """``halted`` or ``degraded``, as last read."""
+        return self._fields.get(name) == "1"
+
     def nudge(self) -> None:
         """Somebody announced a change."""
         self._nudged.set()

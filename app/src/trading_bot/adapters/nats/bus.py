@@ -383,7 +383,9 @@ class Bus:
 
     async def _watch(self, closed: asyncio.Event) -> None:
         """Until the connection is closed for good. Reads the map too, in case a message of it was lost."""
-        while not closed.is_set():
+        nc = self._nc
+        # The library tells nobody of its end where the last it had to write cannot be written.
+        while nc is not None and not (closed.is_set() or nc.is_closed):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await closed.wait()

@@ -76,6 +76,11 @@ VERIFIED_PROGRESS = "trading:verified:progress"
 OUTBOX_LEASE = "trading:lease:outbox"
 
 
+def ms_of(time: Sequence[bytes]) -> int:
+    """What TIME answers, in milliseconds."""
+    return int(time[0]) * 1000 + int(time[1]) // 1000
+
+
 def order_key(account: str, client_order_id: str) -> str:
     return f"trading:order:{account}:{client_order_id}"
 
@@ -337,8 +342,7 @@ class RedisBook:
         self._venue = venue
 
     async def due(self, count: int) -> list[tuple[str, str]]:
-        now = await self._client.call("TIME")
-        ms = int(now[0]) * 1000 + int(now[1]) // 1000
+        ms = ms_of(await self._client.call("TIME"))
         members, replacing = await asyncio.gather(
             self._client.call("ZRANGEBYSCORE", DISPATCH, "-inf", ms, "LIMIT", 0, count),
             self._client.call("ZRANGEBYSCORE", REPLACING, "-inf", ms, "LIMIT", 0, count),
@@ -609,8 +613,15 @@ class RedisOutbox:
         reply = await self._client.call("XRANGE", OUTBOX, f"({id}" if id else "-", "+", "COUNT", count)
         return [Event(id.decode(), fields_of(fields)) for id, fields in reply]
 
-    async def pending(self) -> int:
-        return int(await self._client.call("XLEN", OUTBOX))
+    async def pending(self) -> tuple[int, float]:
+        count, oldest, now = await asyncio.gather(
+            self._client.call("XLEN", OUTBOX),
+            self._client.call("XRANGE", OUTBOX, "-", "+", "COUNT", 1),
+            self._client.call("TIME"),
+        )
+        # An event's id begins with the server's own milliseconds.
+        since = ms_of(now) - int(oldest[0][0].partition(b"-")[0]) if oldest else 0
+        return int(count), since / 1000
 
 
 class _Verified(msgspec.Struct):
