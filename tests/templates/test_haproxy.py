@@ -275,7 +275,7 @@ def test_split_is_the_hash_of_the_design_and_grows_only(balancer: Balancer) -> N
             assert found == {account: "green" if bucket(account, salt) < cut else "blue" for account in accounts}
             canary = {account for account, slot in found.items() if slot == "green"}
             assert canary >= before
-            assert abs(len(canary) / len(accounts) - cut / 10000) < 0.01
+            assert abs(len(canary) / len(accounts) - cut / 10000) < 0.005
             before = canary
         await blue.stop()
         await green.stop()
