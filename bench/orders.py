@@ -232,10 +232,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--nats-config", help="for nats-server -c, such as: jetstream {sync_interval: always}, as a fleet has it"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-orders-") as name:
         directory = Path(name)
-        redis, nats = Redis(directory / "redis"), Nats(directory / "nats")
+        redis = Redis(directory / "redis")
+        nats = Nats(directory / "nats", *(["-c", options.nats_config] if options.nats_config else []))
         redis.start()
         nats.start()
         app = App(directory / "app", redis.url, nats.url, extra="risk: {max_orders_per_second: 0}\n")
