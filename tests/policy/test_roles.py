@@ -17,6 +17,7 @@ OTHER_STEPS = {
     "preflight": "a check of hosts and inventory; it is a preflight, and installs nothing",
     "release": "the steps of a release, which playbooks call one by one with tasks_from",
     "canary": "the steps of a rollout, which playbooks call one by one with tasks_from",
+    "operation": "what an operator's playbook does first and last, with tasks_from",
 }
 
 #: How many defaults one comment may speak of.
