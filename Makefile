@@ -50,6 +50,8 @@ lock: ## the control node's locks anew: from the .in files and the app's own loc
 	  --python-version 3.11 --constraint app/requirements.txt requirements/control.in app/pyproject.toml \
 	  --output-file requirements/control.txt
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-strip-extras --no-annotate --no-header --no-emit-index-url \
+	  --python-version 3.11 --constraint app/requirements.txt --extra notify app/pyproject.toml --output-file app/requirements-notify.txt
+	uv pip compile --quiet --upgrade --universal --generate-hashes --no-strip-extras --no-annotate --no-header --no-emit-index-url \
 	  --python-version 3.12 tests/newest/requirements.in --output-file tests/newest/requirements.txt
 
 # Anything else that is typed.
