@@ -1,9 +1,9 @@
-"""Stand-ins for a mail server, Slack's webhooks and Twilio: they check what the real ones check, and fail when
-they are told to.
+"""Stand-ins for a mail server, Slack's webhooks and Twilio: they check what the real ones check, and fail
+when they are told to.
 
-As a program it runs until it is ended: ``python notify_servers.py DIRECTORY [--host H]`` writes ``ports.json``,
-then a line for each delivery into ``deliveries.jsonl``: when, on which channel, to whom, what, and whether the
-sender got its yes.
+As a program it runs until it is ended: ``python notify_servers.py DIRECTORY [--host H]`` writes
+``ports.json``, then a line for each delivery into ``deliveries.jsonl``: when, on which channel, to whom,
+what, and whether the sender got its yes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ ACCOUNT, TOKEN = "AC" + "0" * 32, "twilio-token-for-tests"
 HOOK = "/services/T00000000/B00000000/slack-webhook-for-tests"
 MAIL_USER, MAIL_PASSWORD = "alerts", "mail-password-for-tests"
 OK, AWAY, LOSE = "ok", "away", "lose"
-"""``away`` ends each connection before anything is taken; ``lose`` takes it, and ends the connection instead of
-saying so. Any other mode is a status, such as 503."""
+"""``away`` ends each connection before anything is taken; ``lose`` takes it, and ends the connection instead
+of saying so. Any other mode is a status, such as 503."""
 
 
 class Servers:

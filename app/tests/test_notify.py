@@ -465,8 +465,9 @@ def test_what_happens_to_a_release_is_told(start: Callable[..., Notifier], serve
 def test_a_thousand_alerts_arrive_once_each_whatever_dies_meanwhile(
     start: Callable[..., Notifier], servers: Servers
 ) -> None:
-    """The notifier is killed, and each channel is away or loses its answers for a while. What a channel confirmed
-    never comes again; what it took without a yes: mail with its Message-ID, an SMS never, a post with its mark."""
+    """The notifier is killed, and each channel is away or loses its answers for a while. What a channel
+    confirmed never comes again; what it took without a yes: mail with its Message-ID, an SMS never, a post
+    with its mark."""
     dice = random.Random(7)
     notifier = start(calls={"after": 36000})
     names = [f"n{number:04}" for number in range(1000)]

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 _VERSION = re.compile(r"[0-9][A-Za-z0-9.+!_-]{0,63}")
 #: What in the app's directory goes into a release; tests and caches do not.
-SOURCES = ("pyproject.toml", "requirements.txt", "Dockerfile", "README.md", "src")
+SOURCES = ("pyproject.toml", "requirements.txt", "requirements-notify.txt", "Dockerfile", "README.md", "src")
 _PYTHON = re.compile(r"3\.\d{1,2}")
 
 

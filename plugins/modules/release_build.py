@@ -83,6 +83,12 @@ options:
     type: list
     elements: str
     default: []
+  extra:
+    description: >-
+      An extra of the app whose dependencies are wanted too, by the lock C(requirements-<extra>.txt); they and the version's own lie in
+      C(extra_directory), apart from what its image is built from. Empty for none.
+    type: str
+    default: ""
   changed_source:
     description: >-
       What to do where the store has the version and the checkout, being of the same version, has other sources: fail,
@@ -123,6 +129,7 @@ image_dir: {description: The image's directory, type: str, returned: state is pr
 wheel: {description: The path of the app's wheel, type: str, returned: state is present}
 wheel_sha256: {description: Its digest in hex, type: str, returned: state is present}
 wheels_dirs: {description: By Python the directory of the dependencies' wheels, type: dict, returned: state is present}
+extra_directory: {description: "Wheels and lock of the version with its extra", type: str, returned: with extra}
 requirements: {description: The path of the locked requirements, type: str, returned: state is present}
 versions: {description: What the store has, type: list, returned: always}
 checkout_version: {description: The checkout's own version, type: str, returned: always}
@@ -355,6 +362,8 @@ class Build:
             self.fetch_source(version, origin, source)
             for name in ("requirements.txt", "Dockerfile"):
                 shutil.copy2(source / name, directory / name)
+            for lock in source.glob("requirements-*.txt"):
+                shutil.copy2(lock, directory / lock.name)
             wheel = self.make_wheel(source, directory)
             artifact: dict[str, Any] = {
                 "version": version,
@@ -407,7 +416,42 @@ class Build:
         told = {"changed": build, "built": build and not check_mode, "version": version, "origin": origin, "artifact": artifact}
         if warning:
             told["warnings"] = [warning]
+        if self.params["extra"]:
+            made = self.make_extra(version, self.params["extra"], artifact, check_mode)
+            told.update(changed=build or made, extra_directory=str(self.extra_directory(version, self.params["extra"])))
         return {**told, **self.paths(version, artifact or {})}
+
+    def extra_directory(self, version: str, extra: str) -> Path:
+        """Where a version's wheels lie together with those of one of its extras."""
+        return self.store.path / extra / version
+
+    def make_extra(self, version: str, extra: str, artifact: Optional[Mapping[str, Any]], check_mode: bool) -> bool:
+        """Make sure that they are there; gives whether they had to be made."""
+        directory = self.extra_directory(version, extra)
+        lacking = [python for python in self.pythons if not (directory / f"wheels-py{python}").is_dir()]
+        if check_mode or not lacking or artifact is None:
+            return bool(lacking)
+        home = self.store.path / version
+        lock = home / f"requirements-{extra}.txt"
+        if not lock.is_file():
+            raise ArtifactError(
+                f"version {version} in {self.store.path} was built without {lock.name}, so it has no {extra}:"
+                f" name a later version, or remove {home} to have it built again"
+            )
+        with self.store.workshop() as workshop:
+            part = workshop / extra
+            part.mkdir()
+            os.link(lock, part / "requirements.txt")
+            os.link(home / artifact["wheel"], part / artifact["wheel"])
+            for python in self.pythons:
+                self.make_wheels(part / "requirements.txt", python, part / f"wheels-py{python}")
+            directory.parent.mkdir(exist_ok=True)
+            # Those of versions that are no longer kept go with them.
+            for old in directory.parent.iterdir():
+                if old == directory or old.name not in self.store.versions():
+                    shutil.rmtree(old)
+            part.rename(directory)
+        return True
 
     def paths(self, version: str, artifact: Mapping[str, Any]) -> dict[str, Any]:
         """Where the parts of a version are."""
@@ -442,6 +486,7 @@ def main() -> None:
             "image_python": {"type": "str", "default": "3.13"},
             "python_versions": {"type": "list", "elements": "str", "default": ["3.13"]},
             "platforms": {"type": "list", "elements": "str", "default": []},
+            "extra": {"type": "str", "default": ""},
             "changed_source": {"type": "str", "choices": ["fail", "warn"], "default": "fail"},
             "docker": {"type": "str", "default": "docker"},
         },

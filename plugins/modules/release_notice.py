@@ -33,6 +33,10 @@ options:
       C(summary), C(reasons), C(report), C(by), and C(at), which is now if it is left out.
     type: dict
     required: true
+  token:
+    description: What the notifier knows the release engine by.
+    type: str
+    default: ""
   timeout:
     description: Seconds for all of it, the name's look-up included.
     type: float
@@ -67,12 +71,13 @@ class _Stay(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def post(url: str, notice: Mapping[str, Any], timeout: float) -> Optional[str]:
+def post(url: str, notice: Mapping[str, Any], timeout: float, token: str = "") -> Optional[str]:
     """Post the notice; why it was not taken, or None if it was."""
     body = json.dumps(notice).encode()
-    request = urllib.request.Request(  # noqa: S310 - main has checked the scheme
-        url, body, {"Content-Type": "application/json", "User-Agent": "trading-bot-ops"}, method="POST"
-    )
+    headers = {"Content-Type": "application/json", "User-Agent": "trading-bot-ops"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    request = urllib.request.Request(url, body, headers, method="POST")  # noqa: S310 - main has checked the scheme
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay)
     try:
         with opener.open(request, timeout=timeout) as answer:
@@ -87,12 +92,12 @@ def post(url: str, notice: Mapping[str, Any], timeout: float) -> Optional[str]:
         return str(error) or type(error).__name__
 
 
-def post_in_time(url: str, notice: Mapping[str, Any], timeout: float) -> Optional[str]:
+def post_in_time(url: str, notice: Mapping[str, Any], timeout: float, token: str = "") -> Optional[str]:
     """``post``, given up after so many seconds in all: a server that sends a byte now and then has a limit, too."""
     told = [f"no answer within {timeout:g} s"]
 
     def run() -> None:
-        told[0:] = [post(url, notice, timeout) or ""]
+        told[0:] = [post(url, notice, timeout, token) or ""]
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -105,6 +110,7 @@ def main() -> None:
         argument_spec={
             "url": {"type": "str", "default": ""},
             "notice": {"type": "dict", "required": True},
+            "token": {"type": "str", "default": "", "no_log": True},
             "timeout": {"type": "float", "default": 3.0},
         },
         supports_check_mode=True,
@@ -120,7 +126,7 @@ def main() -> None:
     notice.setdefault("at", datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"))
     if not url or module.check_mode:
         module.exit_json(changed=False, notice=notice, sent=False)
-    error = post_in_time(url, notice, module.params["timeout"])
+    error = post_in_time(url, notice, module.params["timeout"], module.params["token"])
     if error:
         module.warn(f"{url} did not take the notice of {notice['event']}: {error}")
         module.exit_json(changed=False, notice=notice, sent=False, error=error)

@@ -17,6 +17,12 @@ from trading_bot.notify.notice import SEVERITIES
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 CHANNELS = ("slack", "email", "sms", "call")
+ROUTES = {
+    "info": ("slack",),
+    "warning": ("slack", "email"),
+    "critical": ("slack", "email", "sms", "call"),
+}
+PER_MINUTE = {"email": 30.0, "slack": 30.0, "sms": 10.0, "call": 10.0}
 _MAIL = re.compile(r"[^@\s<>,;:\"()\[\]\\]+@[^@\s<>,;:\"()\[\]\\]+")
 _PHONE = re.compile(r"\+[1-9][0-9]{6,14}")
 
@@ -100,18 +106,13 @@ class Settings(Shape):
     slack: Slack | None = None
     twilio: Twilio | None = None
     contacts: list[Contacts] = []
-    routes: dict[str, list[str]] = {
-        "info": ["slack"],
-        "warning": ["slack", "email"],
-        "critical": ["slack", "email", "sms", "call"],
-    }
-    calls: Calls = Calls()
-    per_minute: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = {
-        "email": 30,
-        "slack": 30,
-        "sms": 10,
-        "call": 10,
-    }
+    routes: dict[str, list[str]] = msgspec.field(
+        default_factory=lambda: {each: [*to] for each, to in ROUTES.items()}
+    )
+    calls: Calls = msgspec.field(default_factory=Calls)
+    per_minute: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = msgspec.field(
+        default_factory=lambda: dict(PER_MINUTE)
+    )
     repeat_after: Seconds = 3000
     keep: Seconds = 30 * 86400
     retry_first: Annotated[float, msgspec.Meta(gt=0)] = 1

@@ -265,7 +265,7 @@ class Store:
             chosen = (
                 "message = ?"
                 if state == "doubtful"
-                else "state = 'waiting' AND channel = ? AND recipient = ? AND due <= ?"
+                else "deliveries.state = 'waiting' AND channel = ? AND recipient = ? AND due <= ?"
             )
             found = self._db.execute(
                 "SELECT deliveries.id, body, still, deliveries.attempts, level, round FROM "
