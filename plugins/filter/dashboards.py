@@ -76,7 +76,8 @@ def _variable(name: str, query: str) -> dict[str, Any]:
 def _mark(name: str, mark: tuple[str, str, str]) -> dict[str, Any]:
     expr, title, color = mark
     return {
-        "name": name, "datasource": _SOURCE, "enable": True, "iconColor": color, "expr": expr, "step": "60s", "titleFormat": title,
+        "name": name, "datasource": _SOURCE, "enable": True, "iconColor": color,
+        "expr": expr, "step": "60s", "titleFormat": title,
     }  # fmt: skip
 
 

@@ -257,7 +257,7 @@ def test_the_notifier_reads_the_ledgers_alerts_and_nothing_else(ledger: Ledger) 
     ledger.client("operator").xadd("trading:alerts:history", {"json": "{}"})
     notifier = ledger.client("notifier")
     assert notifier.xread({"trading:alerts:history": "0-0"})
-    assert len(notifier.xrevrange("trading:alerts:history", count=1)) == 1
+    assert notifier.xrevrange("trading:alerts:history", count=1)
     for refused in (
         lambda: notifier.xadd("trading:alerts:history", {"json": "{}"}),
         lambda: notifier.xread({"trading:audit": "0-0"}),

@@ -79,9 +79,9 @@ def trade(fleet: Fleet, method: str, path: str, account: str = "alerted", *, by:
     return requests.request(method, fleet.url + path, json=body, headers=headers, timeout=10)
 
 
-def buy(fleet: Fleet, account: str, quantity: str) -> requests.Response:
-    order = {"client_order_id": f"{account}-{time.time_ns()}", "symbol": "BTC-USDT", "side": "buy", "type": "market"}
-    return trade(fleet, "POST", "/api/orders", account, **order, quantity=quantity, time_in_force="IOC")
+def buy(fleet: Fleet, account: str, quantity: str, **more: str) -> requests.Response:
+    order = {"client_order_id": f"{account}-{time.time_ns()}", "symbol": "BTC-USDT", "side": "buy", "quantity": quantity}
+    return trade(fleet, "POST", "/api/orders", account, **{**order, "type": "market", "time_in_force": "IOC", **more})
 
 
 def arrives(people: People, what: str, severity: str, since: float, *, over: bool = False) -> dict[str, float]:
@@ -129,16 +129,20 @@ def test_redis_that_stops_is_told_on_every_channel_once_and_so_is_its_end(fleet:
 
 
 def test_what_the_ledger_sees_does_not_wait_for_a_measurement(fleet: Fleet, people: People, at_rest: None) -> None:
-    """An account comes to 95% of its position limit, and the kill switch is thrown."""
+    """An account comes to 95% of its position limit with what it has in flight, and the kill switch is thrown."""
     account = f"risky{time.time_ns()}"
     within(60, lambda: trade(fleet, "GET", "/health/ready").status_code == 200, "the fleet takes orders again")
-    # From a funded account's first order on there is a price.
-    within(60, lambda: buy(fleet, account, "0.001").status_code == 201, "an order is taken")
-    price = within(30, lambda: position(fleet, account), "it is filled")
+    assert buy(fleet, account, "0.001").status_code == 201
+    price = within(30, lambda: average_price(fleet, account), "it is filled")
+    # Below the market, so that it rests there: the market has less to sell than the limit allows to hold.
+    resting = {"type": "limit", "time_in_force": "GTC", "price": f"{price * 0.9:.2f}"}
     since = time.time()
-    answer = buy(fleet, account, f"{95_000 / price - 0.001:.5f}")
+    answer = buy(fleet, account, f"{95_000 / (price * 0.9):.5f}", **resting)
     assert answer.status_code == 201, answer.text
-    began = arrives(people, account, "warning", since)
+    try:
+        began = arrives(people, account, "warning", since)
+    finally:
+        trade(fleet, "DELETE", f"/api/orders/{answer.json()['client_order_id']}", account)
     record("An account is at 95% of its position limit", "limit_approached", "warning", began, {})
     since = time.time()
     try:
@@ -150,7 +154,7 @@ def test_what_the_ledger_sees_does_not_wait_for_a_measurement(fleet: Fleet, peop
     once(people, "Trading is halted", since)
 
 
-def position(fleet: Fleet, account: str) -> float:
+def average_price(fleet: Fleet, account: str) -> float:
     """The price at which the account holds what it holds; 0 before it is filled."""
     found = trade(fleet, "GET", "/api/account", account).json()
     held = [each for each in found.get("positions", []) if float(each["quantity"])]
