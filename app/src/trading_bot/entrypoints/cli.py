@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-config", "--config", required=True, metavar="FILE")
     run.set_defaults(handler=_run)
     check = commands.add_parser(
-        "check-config", help="say everything that is wrong with a config; exit 0 or 78"
+        "check-config", help="say everything that is wrong with a config (- is standard input); exit 0 or 78"
     )
     check.add_argument("file", metavar="FILE")
     check.add_argument(
@@ -73,7 +73,10 @@ def _check(options: argparse.Namespace) -> int:
     from trading_bot.errors import ConfigError
 
     try:
-        fresh = config.load(options.file)
+        if options.file == "-":
+            fresh = config.parse("(standard input)", sys.stdin.buffer.read(), os.environ)
+        else:
+            fresh = config.load(options.file)
         before = config.load(options.against) if options.against else None
     except ConfigError as error:
         print(error, file=sys.stderr)
