@@ -17,6 +17,8 @@ OTHER_STEPS = {
     "preflight": "a check of hosts and inventory; it is a preflight, and installs nothing",
     "release": "the steps of a release, which playbooks call one by one with tasks_from",
     "canary": "the steps of a rollout, which playbooks call one by one with tasks_from",
+    "update_config": "the steps of a change of configuration, which its playbook calls one by one with tasks_from",
+    "upgrade": "the steps of an upgrade, which its playbook calls one by one with tasks_from",
     "operation": "what an operator's playbook does first and last, with tasks_from",
 }
 
@@ -107,7 +109,8 @@ def test_every_default_has_a_comment_for_a_person(role: Path) -> None:
 
 @roles
 def test_every_input_begins_with_the_roles_name(role: Path) -> None:
-    assert [name for name in contents(role / "defaults" / "main.yml") if not name.startswith(f"{role.name}_")] == []
+    inputs = contents(role / "defaults" / "main.yml")
+    assert [name for name in inputs if name != role.name and not name.startswith(f"{role.name}_")] == []
 
 
 @roles

@@ -71,7 +71,10 @@ def identity_from(environ: dict[str, str]) -> Identity:
 
 
 def reloaded(identity: Identity, file: str) -> Identity:
-    """Who the instance is with the release.json beside its config; without one, who it was. Raises ConfigError."""
+    """Who the instance is with the release.json beside its config; without one, who it was.
+
+    Raises ConfigError.
+    """
     path = Path(file).with_name("release.json")
     try:
         release = json.loads(path.read_bytes())

@@ -388,7 +388,10 @@ def parse(path: str, content: bytes, environ: Mapping[str, str]) -> Config:
 
 
 def changes(before: Config, after: Config) -> list[str]:
-    """The keys whose values differ, as ``section.key``, in the order of ``KEYS``. Another spelling of a value is no change."""
+    """The keys whose values differ, as ``section.key``, in the order of ``KEYS``.
+
+    Another spelling of a value is no change.
+    """
     return [
         f"{section}.{name}"
         for section, keys in KEYS.items()
