@@ -166,12 +166,12 @@ def full_disk(fleet: Fleet) -> Iterator[None]:
     host = on("app1")
     # A small disk of its own: the host's own is the machine's.
     host.check_output(
-        "mkdir -p /mnt/small && mount -t tmpfs -o size=8m tmpfs /mnt/small && head -c 7800k /dev/zero > /mnt/small/x"
+        "mkdir -p /srv/small && mount -t tmpfs -o size=8m tmpfs /srv/small && head -c 7800k /dev/zero > /srv/small/x"
     )
     try:
         yield
     finally:
-        host.check_output("umount /mnt/small")
+        host.check_output("umount /srv/small")
 
 
 @contextmanager
@@ -211,7 +211,7 @@ def slow_orders(fleet: Fleet) -> Iterator[None]:
 
 
 CAUSES: list[tuple[str, str, str, str, Callable[[Fleet], Any]]] = [
-    ("A disk is 97% full", "HostDiskFull", "critical", "/mnt/small of app1 is almost full", full_disk),
+    ("A disk is 97% full", "HostDiskFull", "critical", "/srv/small of app1 is almost full", full_disk),
     ("Processors are busy", "HostCpuHigh", "warning", "Processors of", busy_processors),
     ("Orders are refused", "OrderRejectionsHigh", "warning", "Orders are refused by risk checks", refused_orders),
     ("Answers take 150 ms longer", "OrderLatencyHigh", "warning", "Orders are answered slowly", slow_orders),
