@@ -34,13 +34,15 @@ class User(Shape):
 
 
 class Settings(Shape):
-    """``session`` is in seconds. ``alertmanager`` empty: silences are not known. ``reports``: a directory."""
+    """``session`` is in seconds. ``alertmanager`` empty: silences are not known. ``reports``: a directory.
+    ``slots``: their ports, by which a slot is known where nothing runs."""
 
     server: Server
     users_file: str
     prometheus: str
     alertmanager: str = ""
     reports: str = ""
+    slots: dict[str, int] = {"blue": 18080, "green": 18081}
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=80)] = "Trading Bot"
     session: Annotated[int, msgspec.Meta(ge=60, le=30 * 86400)] = 12 * 3600
 
