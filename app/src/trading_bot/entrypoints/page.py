@@ -1,4 +1,4 @@
-"""``trading-bot page``: the built-in page as a process of its own; its configuration checked, and a password hashed."""
+"""``trading-bot page``: the built-in page as a process; its configuration checked, a password hashed."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ async def _serve(settings: Any, users: dict[str, str]) -> None:
 
     at = settings.server
     alertmanager = Alertmanager("Alertmanager", settings.alertmanager) if settings.alertmanager else None
-    view = View(
-        Prometheus("Prometheus", settings.prometheus), alertmanager, settings.slots, settings.reports
-    )
+    view = View(Prometheus("Prometheus", settings.prometheus), alertmanager, settings.slots, settings.reports)
     door = Door(users, settings.session, time.monotonic)
     application = Application(view, door, title=settings.title, secure=bool(at.certificate_file))
 

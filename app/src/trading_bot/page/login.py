@@ -43,7 +43,13 @@ def fits(password: str, wanted: str) -> bool:
 
 def _scrypt(password: str, salt: bytes, power: int, r: int, p: int) -> bytes:
     return hashlib.scrypt(
-        password.encode(), salt=salt, n=1 << power, r=r, p=p, maxmem=(129 << power) * r * p + (1 << 20), dklen=32
+        password.encode(),
+        salt=salt,
+        n=1 << power,
+        r=r,
+        p=p,
+        maxmem=(129 << power) * r * p + (1 << 20),
+        dklen=32,
     )
 
 

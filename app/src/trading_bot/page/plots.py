@@ -68,7 +68,12 @@ PLOTS = (
         "memory",
         "Memory used",
         "%",
-        [(_BY_HOST, "100 * (1 - max by (host) (node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes))")],
+        [
+            (
+                _BY_HOST,
+                "100 * (1 - max by (host) (node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes))",
+            )
+        ],
     ),
     Plot("disk", "Fullest file system", "%", [(_BY_HOST, f"100 * max by (host) ({_FULL})")]),
 )

@@ -18,6 +18,7 @@ from trading_bot.page.plots import SPANS
 from trading_bot.page.view import View
 
 LARGEST = 4096
+_FILES = ("page.css", "login.css", "page.js", "plot.js", "icon.svg")
 _encode = msgspec.json.Encoder().encode
 _HTML, _JSON, _PLAIN = "text/html; charset=utf-8", "application/json", "text/plain; charset=utf-8"
 _FIGURES = "text/plain; version=0.0.4; charset=utf-8"
@@ -60,7 +61,7 @@ class Application:
         self._cookie = "__Host-session" if secure else "session"
         self._flags = f"; Path=/; HttpOnly; SameSite=Strict{'; Secure' if secure else ''}"
         files = resources.files("trading_bot.page") / "static"
-        self._files = {name: (files / name).read_bytes() for name in ("page.css", "login.css", "page.js", "plot.js", "icon.svg")}
+        self._files = {name: (files / name).read_bytes() for name in _FILES}
         self._page, self._login = (
             (files / name).read_text(encoding="utf-8").replace("{title}", html.escape(title))
             for name in ("page.html", "login.html")
@@ -158,7 +159,9 @@ class Application:
         return Answer(status, self._login.replace("{problem}", said).encode(), _HTML)
 
     def _figures(self) -> bytes:
-        tries = "".join(f'page_logins_total{{outcome="{name}"}} {count}\n' for name, count in self._logins.items())
+        tries = "".join(
+            f'page_logins_total{{outcome="{name}"}} {count}\n' for name, count in self._logins.items()
+        )
         return (
             "# HELP page_logins_total Tries to log in.\n# TYPE page_logins_total counter\n"
             f"{tries}"
@@ -184,7 +187,8 @@ async def _body(receive: Callable[[], Awaitable[Any]]) -> bytes | None:
         event = await receive()
         if event["type"] != "http.request":
             return None
-        body += event.get("body", b"")
+        part: bytes = event.get("body", b"")
+        body += part
         if len(body) > LARGEST:
             return None
         if not event.get("more_body", False):

@@ -42,7 +42,7 @@ class Settings(Shape):
     prometheus: str
     alertmanager: str = ""
     reports: str = ""
-    slots: dict[str, int] = {"blue": 18080, "green": 18081}
+    slots: dict[str, int] = msgspec.field(default_factory=lambda: {"blue": 18080, "green": 18081})
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=80)] = "Trading Bot"
     session: Annotated[int, msgspec.Meta(ge=60, le=30 * 86400)] = 12 * 3600
 

@@ -71,7 +71,9 @@ class View:
         """All of the page. ``trouble`` says why it is old, or is empty; ``at`` is when it was true."""
         now, plotted = await asyncio.gather(
             self._fresh("now", FRESH, self._now),
-            self._fresh(span, max(FRESH, plots.times(0, plots.SPANS[span])[2] / 2), lambda: self._plots(span)),
+            self._fresh(
+                span, max(FRESH, plots.times(0, plots.SPANS[span])[2] / 2), lambda: self._plots(span)
+            ),
         )
         self.trouble = now["trouble"] or plotted["trouble"]
         return {
@@ -132,7 +134,9 @@ class View:
             return [], str(error)
 
     def _instances(self, found: dict[str, Series], role: dict[str, str]) -> list[dict[str, Any]]:
-        ready, member, build = ({_at(each): each for each in found[name]} for name in ("ready", "member", "build"))
+        ready, member, build = (
+            {_at(each): each for each in found[name]} for name in ("ready", "member", "build")
+        )
         made = {}
         for each in found["up"]:
             labels = _labels(each)
@@ -185,7 +189,11 @@ class View:
 
         async def plot(of: plots.Plot) -> dict[str, Any]:
             limit, *found = await asyncio.gather(over(of.limit), *(over(query) for _, query in of.lines))
-            drawn = [line for (text, _), each in zip(of.lines, found, strict=True) for line in plots.lines(text, each)]
+            drawn = [
+                line
+                for (text, _), each in zip(of.lines, found, strict=True)
+                for line in plots.lines(text, each)
+            ]
             limits = plots.lines("limit", limit)
             return {
                 "name": of.name,
@@ -210,7 +218,11 @@ class View:
     def _listed(self) -> list[dict[str, Any]]:
         """The newest reports first."""
         try:
-            there = [path for path in self._reports.iterdir() if REPORT.fullmatch(path.name)] if self._reports else []
+            there = (
+                [path for path in self._reports.iterdir() if REPORT.fullmatch(path.name)]
+                if self._reports
+                else []
+            )
             timed = sorted(((path.stat().st_mtime, path.stem) for path in there), reverse=True)
         except OSError:
             return []
@@ -236,7 +248,9 @@ def _releases(found: dict[str, Series], role: dict[str, str]) -> Iterable[dict[s
     made: dict[tuple[str, ...], dict[str, Any]] = {}
     for each in found["build"]:
         labels = _labels(each)
-        key = tuple(labels.get(name, "?") for name in ("slot", "version", "release_id", "image", "config_hash"))
+        key = tuple(
+            labels.get(name, "?") for name in ("slot", "version", "release_id", "image", "config_hash")
+        )
         slot, version, release, image, config = key
         one = made.setdefault(
             key,
