@@ -34,7 +34,8 @@ _REPORT_POLICY = (
 _ALWAYS = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    # With none at all a browser would not say either from which page a form is sent.
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
