@@ -16,8 +16,8 @@ def add_parser(commands: Any) -> None:
     page = commands.add_parser(
         "page", help="run the built-in page until SIGTERM, check its config, or hash a password for it"
     )
-    page.add_argument("action", nargs="?", choices=["run", "check-config", "hash"], default="run")
-    page.add_argument("-config", "--config", metavar="FILE", help="needed by run and check-config")
+    page.add_argument("action", nargs="?", choices=["run", "check-config", "check-users", "hash"], default="run")
+    page.add_argument("-config", "--config", metavar="FILE", help="needed by all but hash; check-users: the users")
     page.set_defaults(handler=_page)
 
 
@@ -30,6 +30,10 @@ def _page(options: argparse.Namespace) -> int:
         print(f"trading-bot page {options.action}: -config FILE is needed", file=sys.stderr)
         return 2
     try:
+        if options.action == "check-users":
+            settings.users(options.config)
+            print(f"{options.config}: valid")
+            return 0
         found = settings.load(options.config)
         if options.action == "check-config":
             print(f"{options.config}: valid")
