@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -22,7 +23,8 @@ IMAGE, CONFIG = "sha256:" + "ab" * 32, "cd" * 32
 
 
 class Fleet:
-    """Three app hosts with 0.1.0 in blue, which serves; a canary in green on two; a load balancer; Redis."""
+    """Three app hosts with 0.1.0 in blue, which serves; since 20 minutes a canary in green on two; a load
+    balancer; Redis."""
 
     def __init__(self) -> None:
         self.began = time.time()
@@ -59,20 +61,43 @@ class Fleet:
         app = [one(f"{slot}-{n}", "app", f"app{n}", port) for n in (1, 2, 3) for slot, port in slots]
         return [*app, one("lb", "node", "lb1", 9100), one("redis", "redis", "data1", 9121)]
 
-    def figures(self, path: str) -> str:
+    def past(self, at: float) -> tuple[str, int]:
+        """The stage and the cut of a moment: nothing, then a shadow, then what it is now."""
+        if self.rollout is None or at < self.began - 1200:
+            return "", 0
+        return ("shadow", 0) if at < self.began - 600 else (self.rollout["stage"], self.cut)
+
+    def history(self) -> str:
+        """The last hour of all targets, as promtool takes it."""
+        lines = []
+        for target in self.targets():
+            labels = dict(target["labels"])
+            path = labels.pop("__metrics_path__")[1:]
+            added = ",".join(f'{name}="{value}"' for name, value in labels.items())
+            for at in range(int(self.began) - 3600, int(self.began), 10):
+                text = self.figures(path, at)
+                lines.append(f"up{{{added}}} {int(bool(text))} {at}")
+                for line in text.splitlines():
+                    series, _, value = line.rpartition(" ")
+                    name, _, own = series.partition("{")
+                    lines.append(f"{name}{{{added}{',' if own else ''}{own or '}'} {value} {at}")
+        return "\n".join([*lines, "# EOF\n"])
+
+    def figures(self, path: str, at: float | None = None) -> str:
+        at = time.time() if at is None else at
         if path == "lb":
-            return self.load_balancer()
+            return self.load_balancer(at)
         if path == "redis":
             return "redis_up 1\n"
         slot, _, number = path.partition("-")
-        if slot == "green" and (self.rollout is None or number == "3"):
+        if slot == "green" and (not self.past(at)[0] or number == "3"):
             return ""
         version = "0.1.0" if slot == "blue" else "0.2.0"
-        return self.instance(version, slot, ready=slot == "blue" or number == "1")
+        return self.instance(version, slot, at, ready=slot == "blue" or number == "1")
 
-    def instance(self, version: str, slot: str, *, ready: bool) -> str:
+    def instance(self, version: str, slot: str, at: float, *, ready: bool) -> str:
         """50 orders/s in 5 ms at most; on the canary 5, a tenth errors, between 100 and 250 ms."""
-        passed = time.time() - self.began + 1000
+        passed = at - self.began + 5000
         rate, wrong, fast = (50.0, 0.0, 1.0) if slot == "blue" else (5.0, 0.1, 0.0)
         labels = f'version="{version}",slot="{slot}"'
         count = passed * rate
@@ -98,10 +123,11 @@ trading_limit{{{labels},limit="min_margin_level"}} 1.5
 trading_limit{{{labels},limit="max_drawdown"}} 0.1
 """
 
-    def load_balancer(self) -> str:
-        passed = time.time() - self.began
-        text = f"""trading_canary_cut {self.cut}
-trading_traffic_share{{role="stable",slot="blue"}} {10000 - self.cut}
+    def load_balancer(self, at: float) -> str:
+        passed = at - self.began + 5000
+        stage, cut = self.past(at)
+        text = f"""trading_canary_cut {cut}
+trading_traffic_share{{role="stable",slot="blue"}} {10000 - cut}
 node_cpu_seconds_total{{cpu="0",mode="idle"}} {passed * 0.75}
 node_memory_MemAvailable_bytes 600
 node_memory_MemTotal_bytes 1000
@@ -109,12 +135,12 @@ node_filesystem_avail_bytes{{mountpoint="/"}} 10
 node_filesystem_size_bytes{{mountpoint="/"}} 40
 hostile{{account={json.dumps(self.hostile)}}} 1
 """
-        if self.rollout is not None:
-            name, stage = self.rollout["id"], self.rollout["stage"]
-            text += f"""trading_traffic_share{{role="canary",slot="green"}} {self.cut}
+        if self.rollout is not None and stage:
+            name = self.rollout["id"]
+            text += f"""trading_traffic_share{{role="canary",slot="green"}} {cut}
 trading_rollout_info{{rollout="{name}",stage="{stage}",paused="0"}} 1
-trading_rollout_started_timestamp_seconds{{rollout="{name}"}} {self.began:.0f}
-trading_rollout_heard_timestamp_seconds{{rollout="{name}"}} {time.time():.0f}
+trading_rollout_started_timestamp_seconds{{rollout="{name}"}} {self.began - 1200:.0f}
+trading_rollout_heard_timestamp_seconds{{rollout="{name}"}} {at:.0f}
 """
         return text
 
@@ -160,6 +186,11 @@ class Prometheus(Server):
             "scrape_configs": [{"job_name": "fleet", "static_configs": fleet.targets()}],
         }
         (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
+        (directory / "history.txt").write_text(fleet.history())
+        subprocess.run(
+            [need("promtool"), "tsdb", "create-blocks-from", "openmetrics", "history.txt", "data"],
+            cwd=directory, check=True, capture_output=True,
+        )  # fmt: skip
         command = [
             need("prometheus"), f"--config.file={directory / 'prometheus.yml'}",
             f"--storage.tsdb.path={directory / 'data'}", f"--web.listen-address=127.0.0.1:{port}",
@@ -198,14 +229,18 @@ class Page(Server):
         """Status, headers in small letters, and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, body or None, {k.replace("_", "-"): v for k, v in headers.items()})
+            connection.request(
+                method, path, body or None, {k.replace("_", "-"): v for k, v in headers.items()}
+            )
             answer = connection.getresponse()
             kept = {name.lower(): value for name, value in answer.getheaders()}
             return answer.status, kept, answer.read().decode()
         finally:
             connection.close()
 
-    def login(self, name: str = "desk", password: str = PASSWORD, **headers: str) -> tuple[int, dict[str, str], str]:
+    def login(
+        self, name: str = "desk", password: str = PASSWORD, **headers: str
+    ) -> tuple[int, dict[str, str], str]:
         form = urllib.parse.urlencode({"name": name, "password": password})
         return self.ask("/login", "POST", form, **headers)
 

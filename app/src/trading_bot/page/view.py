@@ -218,11 +218,7 @@ class View:
     def _listed(self) -> list[dict[str, Any]]:
         """The newest reports first."""
         try:
-            there = (
-                [path for path in self._reports.iterdir() if REPORT.fullmatch(path.name)]
-                if self._reports
-                else []
-            )
+            there = [path for path in self._reports.iterdir() if _is_report(path)] if self._reports else []
             timed = sorted(((path.stat().st_mtime, path.stem) for path in there), reverse=True)
         except OSError:
             return []
@@ -230,13 +226,15 @@ class View:
 
     def report(self, name: str) -> bytes | None:
         """The report of that file name; None where there is none."""
-        if self._reports is None or not REPORT.fullmatch(name):
-            return None
         try:
-            path = self._reports / name
-            return path.read_bytes() if path.is_file() and not path.is_symlink() else None
+            path = self._reports / name if self._reports else None
+            return path.read_bytes() if path and _is_report(path) and path.name == name else None
         except OSError:
             return None
+
+
+def _is_report(path: Path) -> bool:
+    return bool(REPORT.fullmatch(path.name)) and path.is_file() and not path.is_symlink()
 
 
 def _releases(found: dict[str, Series], role: dict[str, str]) -> Iterable[dict[str, Any]]:
