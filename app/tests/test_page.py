@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from page_servers import HOSTILE, PASSWORD, Fleet, Page, Prometheus, shown
-
-from servers import free_port, until
 from trading_bot.errors import ConfigError
 from trading_bot.page import plots, settings
 from trading_bot.page.login import SESSIONS, TRIES, WINDOW, Door, fits, hashed, is_hash
+
+from servers import free_port, until
 
 REPORT = "<!doctype html><title>r</title><script>parent.document</script>"
 
