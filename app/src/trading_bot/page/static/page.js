@@ -51,7 +51,7 @@ function glance({ releases, instances, alerts, cut, halted, degraded, rollout, t
   const mode = halted ? ["Halted", "nobody trades", "bad"] : degraded ? ["Reduce-only", "degraded", "warn"] : ["Trading", "not halted, not degraded", "good"];
   const all = releases.reduce((sum, release) => sum + (release.rate ?? 0), 0);
   const cards = [
-    ["Serves", stable?.version ?? "nothing", stable ? `${stable.slot}, ${stable.release}` : "no stable release", stable ? "good" : "bad"],
+    ["Serves", stable?.version ?? "not known", stable ? `${stable.slot}, ${stable.release}` : "no release is known to be stable", stable ? "good" : "bad"],
     ["Canary", canary ? `${(cut ?? 0) / 100}%` : "none", rollout ? `rollout: ${rollout.stage}` : canary ? canary.version : "no rollout under way", canary ? "warn" : ""],
     ["Ready", `${ready} of ${serving.length}`, "slots with a part in traffic", serving.length && ready === serving.length ? "good" : "bad"],
     ["Alerts", String(loud.length), loud.length ? `${loud.filter((alert) => alert.severity === "critical").length} critical` : "none fires", worst],
@@ -111,7 +111,7 @@ function releasesOf(releases) {
     ["Image", (one) => el("code", { title: one.image }, brief(one.image))],
     ["Config", (one) => el("code", { title: one.config }, brief(one.config))],
   ];
-  return [table("Releases", ["", ...releases.map((one) => one.version)], rows.map(([name, cell]) => [name, ...releases.map(cell)])), el("p", { class: "quiet" }, "Rates and response times of the last 2 minutes.")];
+  return [table("Releases beside each other", ["", ...releases.map((one) => one.version)], rows.map(([name, cell]) => [name, ...releases.map(cell)])), el("p", { class: "quiet" }, "Rates and response times of the last 2 minutes.")];
 }
 
 function state(instance) {

@@ -95,8 +95,9 @@ export class Plot {
     const values = plot.lines.flatMap((line) => line.points.map((point) => point[1]));
     let highest = Math.max(0, ...values);
     const limit = plot.limit.length ? plot.limit.at(-1)[1] : 0;
-    // A limit that is far away would press the lines to the ground.
+    // A limit that is far away would press the lines to the ground; what is far below it must not look large either.
     if (limit && limit <= 2.5 * (highest || limit)) highest = Math.max(highest, limit);
+    highest = Math.max(highest, limit / 20);
     const steps = ticks(plot.unit === "%" && highest > 50 && highest <= 100 ? 100 : highest || 1);
     this.top = plot.unit === "%" ? Math.min(steps.at(-1), Math.max(100, highest)) : steps.at(-1);
     const parts = [];
@@ -157,9 +158,9 @@ export class Plot {
 
   point(x) {
     if (!this.plot) return;
-    const { first, last, step } = this.times;
+    const { first, last } = this.times;
     const share = (x - LEFT) / (this.width - LEFT - RIGHT);
-    this.show(share < 0 || share > 1 ? null : first + Math.round((share * (last - first)) / step) * step);
+    this.show(share < 0 || share > 1 ? null : first + share * (last - first));
   }
 
   key(event) {
@@ -176,9 +177,10 @@ export class Plot {
     this.said.textContent = [...this.tip.children].map((child) => child.textContent).join(", ");
   }
 
-  /** The values at a moment; null hides them. */
+  /** The values at the point nearest to a moment; null hides them. */
   show(at) {
-    this.at = at !== null && this.times && at >= this.times.first ? at : null;
+    const { first, last, step } = this.times ?? {};
+    this.at = at === null || !(at >= first) ? null : Math.min(last, first + Math.round((at - first) / step) * step);
     this.tip.hidden = this.at === null;
     this.cursor?.setAttribute("visibility", this.at === null ? "hidden" : "visible");
     if (this.at === null || !this.cursor) return;
