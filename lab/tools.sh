@@ -2,7 +2,7 @@
 # The programs that tests run and that are no Python packages, from the distribution, with none of their services started.
 . "$(dirname "$0")/lib.sh"
 
-packages=(haproxy nats-server prometheus prometheus-alertmanager redis-server shellcheck)
+packages=(chromium haproxy nats-server prometheus prometheus-alertmanager redis-server shellcheck)
 
 install() {
   apt_install "${packages[@]}"

@@ -22,6 +22,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+REPORT = "<!doctype html><title>r</title><p id=said>quiet</p><script>said.textContent='ran'</script>"
 Open = Callable[..., Any]
 
 
@@ -37,9 +38,7 @@ def page(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pag
     prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), fleet)
     prometheus.start()
     page = Page(tmp_path_factory.mktemp("page"), prometheus.url)
-    (page.reports / "r-6.html").write_text(
-        "<!doctype html><title>r</title><p id=said>quiet</p><script>said.textContent='ran'</script>"
-    )
+    (page.reports / "r-6.html").write_text(REPORT)
     page.start()
     shown(page, page.cookie(), "the figures are there")
     yield page
@@ -208,6 +207,7 @@ def test_everybody_can_use_it_and_nothing_is_wider_than_the_screen(
     assert findings(tab) == []
     tab.locator("summary").first.click()
     if scheme == "light" and os.environ.get("PAGE_SCREENSHOTS"):
+        tab.evaluate("scrollTo(0, 0)")
         tab.screenshot(path=Path(os.environ["PAGE_SCREENSHOTS"]) / f"page-{name}.png", full_page=True)
     tab.get_by_role("button", name="Log out").click()
     tab.get_by_label("Password").wait_for()

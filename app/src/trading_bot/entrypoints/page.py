@@ -16,8 +16,9 @@ def add_parser(commands: Any) -> None:
     page = commands.add_parser(
         "page", help="run the built-in page until SIGTERM, check its config, or hash a password for it"
     )
-    page.add_argument("action", nargs="?", choices=["run", "check-config", "check-users", "hash"], default="run")
-    page.add_argument("-config", "--config", metavar="FILE", help="needed by all but hash; check-users: the users")
+    actions = ["run", "check-config", "check-users", "hash"]
+    page.add_argument("action", nargs="?", choices=actions, default="run")
+    page.add_argument("-config", "--config", metavar="FILE", help="all but hash need it; check-users: the users")
     page.set_defaults(handler=_page)
 
 

@@ -112,10 +112,13 @@ export class Plot {
       const anchor = each === 0 ? "start" : each === count ? "end" : "middle";
       parts.push(drawn("text", { x: this.x(at), y: this.height - 4, "text-anchor": anchor }, clock(at, span)));
     }
+    let tag = null, before = -Infinity;
     for (const mark of this.marks) {
       const x = this.x(mark.at);
       parts.push(drawn("line", { class: `mark ${mark.kind}`, x1: x, x2: x, y1: TOP, y2: this.height - BOTTOM }));
-      parts.push(drawn("text", { class: `tag ${mark.kind}`, x, y: TOP - 4 }, mark.tag));
+      // Letters that would lie on each other stand side by side.
+      if (x - before < 12) tag.textContent += mark.tag;
+      else parts.push((tag = drawn("text", { class: `tag ${mark.kind}`, x: (before = x), y: TOP - 4 }, mark.tag)));
     }
     const colour = colours(plot.lines);
     if (plot.limit.length && limit <= this.top) parts.push(this.line(plot.limit, "limit"));
