@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
     )
     actions = ["run", "check-config", "check-users", "hash"]
     page.add_argument("action", nargs="?", choices=actions, default="run")
-    page.add_argument("-config", "--config", metavar="FILE", help="all but hash need it; check-users: the users")
+    page.add_argument("-config", "--config", metavar="FILE", help="needed by all but hash")
     page.set_defaults(handler=_page)
 
 
