@@ -41,8 +41,13 @@ class Servers:
     """The three of them on free ports, with what they took."""
 
     def __init__(
-        self, log: Path | None = None, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+        self,
+        log: Path | None = None,
+        host: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
+        ports: tuple[int, int] = (0, 0),
     ) -> None:
+        """``ports``: of HTTP and of mail, where they are not to be any that are free."""
         self.taken: list[dict[str, Any]] = []
         self.modes: dict[str, str] = dict.fromkeys(("email", "slack", "sms", "call"), OK)
         self.retry_after = ""
@@ -65,7 +70,7 @@ class Servers:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._http = ThreadingHTTPServer((host, 0), Handler)
+        self._http = ThreadingHTTPServer((host, ports[0]), Handler)
         self._http.daemon_threads = True
         self.url = f"http://{host}:{self._http.server_port}"
         self.hook = self.url + HOOK
@@ -73,7 +78,7 @@ class Servers:
         self._mail = Controller(
             _Mailbox(self),
             hostname=host,
-            port=_free_port(host),
+            port=ports[1] or _free_port(host),
             ready_timeout=60,
             decode_data=False,
             tls_context=tls,
@@ -307,13 +312,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--http-port", type=int, default=0)
+    parser.add_argument("--mail-port", type=int, default=0)
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
-    servers = Servers(options.directory / "deliveries.jsonl", options.host)
-    ports = options.directory / "ports.json"
-    part = ports.with_suffix(".part")
+    log, ports = options.directory / "deliveries.jsonl", (options.http_port, options.mail_port)
+    servers = Servers(log, options.host, ports=ports)
+    told = options.directory / "ports.json"
+    part = told.with_suffix(".part")
     part.write_text(json.dumps({"url": servers.url, "hook": servers.hook, "mail_port": servers.mail_port}))
-    part.rename(ports)
+    part.rename(told)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

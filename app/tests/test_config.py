@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import random
 import re
 from decimal import Decimal
@@ -214,3 +215,17 @@ def test_the_documentation_explains_every_key() -> None:
         table = text.partition(f"## {section}\n")[2].partition("\n## ")[0]
         for name, key in keys.items():
             assert f"| `{name}` | `{key.default or 'none'}` |" in table
+
+
+def test_what_a_config_changes_is_told_and_what_of_it_needs_a_restart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    old.write_text("risk: {max_leverage: 3.0}\nserver: {debug: false}\n")
+    # The same value in other words is no change.
+    new.write_text("risk: {max_leverage: 2.5, duplicate_window: 0ms}\nserver: {debug: true}\n")
+    assert main(["check-config", str(new), "--against", str(old)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"changed": ["server.debug", "risk.max_leverage"], "needs_restart": ["server.debug"]}
+    assert main(["check-config", str(old), "--against", str(old)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"changed": [], "needs_restart": []}

@@ -168,7 +168,7 @@ def test_severity_chooses_the_channels_and_the_end_is_told_where_the_beginning_w
     notifier.alert(
         alert("Minor", severity="info"), alert("Busy", severity="warning"), alert("Down", severity="critical")
     )
-    until(lambda: notifier.owed() == 0 and len(servers.taken) >= 4, 10, "all are told")
+    until(lambda: notifier.owed() == 0 and len(servers.taken) >= 3, 10, "all are told")
     told = {name: "\n".join(each["text"] for each in servers.of(name)) for name in CHANNELS}
     assert [name for name in ("Minor", "Busy", "Down") if name in told["slack"]] == ["Minor", "Busy", "Down"]
     assert [name for name in ("Minor", "Busy", "Down") if name in told["email"]] == ["Busy", "Down"]
@@ -352,9 +352,9 @@ def test_the_phone_rings_until_somebody_acknowledges_and_the_next_are_told_meanw
     status, page = notifier.ask("GET", link.group(), token=None)
     assert status == 200
     assert "button" in page
-    assert notifier.figure("notifier_unacknowledged{}") == 1  # to look at a link acknowledges nothing
+    assert notifier.figure("notifier_unacknowledged") == 1  # to look at a link acknowledges nothing
     assert notifier.ask("POST", link.group(), token=None)[0] == 200
-    assert notifier.figure("notifier_unacknowledged{}") == 0
+    assert notifier.figure("notifier_unacknowledged") == 0
     assert notifier.ask("POST", link.group()[:-3] + "AAA", token=None)[0] == 404
 
 
@@ -425,7 +425,7 @@ def test_the_ledgers_alerts_are_told_and_none_is_lost_while_it_is_away(
 
     publish("Before there was a notifier")
     notifier = start(redis={"url": own_redis.url})
-    until(lambda: notifier.figure("notifier_ledger_up{}") == 1)
+    until(lambda: notifier.figure("notifier_ledger_up") == 1)
     until(lambda: publish("Past the limit") or servers.of("sms"), 10)
     notifier.kill()
     for number in range(5):
@@ -485,7 +485,7 @@ def test_a_thousand_alerts_arrive_once_each_whatever_dies_meanwhile(
     until(lambda: notifier.owed() == 0, 60, "all are told")
     mails: dict[str, str] = {}
     for each in servers.of("email"):
-        for name in re.findall(r"^  Where: (n\d{4})$", each["text"], re.MULTILINE):
+        for name in re.findall(r"^  Where: (n\d{4})\s*$", each["text"], re.MULTILINE):
             assert mails.setdefault(name, each["id"]) == each["id"], f"{name} came in two mails"
     assert sorted(mails) == names
     sms = Counter(name for each in servers.of("sms") for name in re.findall(r"\(?(n\d{4})", each["text"]))
@@ -494,12 +494,12 @@ def test_a_thousand_alerts_arrive_once_each_whatever_dies_meanwhile(
     posts: Counter[str] = Counter()
     for each in servers.of("slack"):
         if "may be a repetition" not in each["text"]:
-            posts.update(re.findall(r"Where: (n\d{4})$", each["text"], re.MULTILINE))
+            posts.update(re.findall(r"Where: (n\d{4})\s*$", each["text"], re.MULTILINE))
     assert {name: count for name, count in posts.items() if count > 1} == {}
     told = {
         name
         for each in servers.of("slack")
-        for name in re.findall(r"Where: (n\d{4})$", each["text"], re.MULTILINE)
+        for name in re.findall(r"Where: (n\d{4})\s*$", each["text"], re.MULTILINE)
     }
     assert sorted(told) == names
     # A mark is only on what the notifier has not heard a yes of.

@@ -233,6 +233,25 @@ def test_sighup_takes_over_risk_and_refuses_a_bad_file(
     assert (status, answer["limit"]) == (422, "10")
 
 
+def test_a_reload_takes_over_the_release_beside_the_config_unless_its_image_is_another(
+    redis: Redis, nats: Nats, start_app: Callable[..., App]
+) -> None:
+    app = start_app(redis.url, nats.url)
+    beside = app.config.with_name("release.json")
+    before = app.call("GET", "/api/status")[1]
+    for image, release in (("another", "r1"), (before["image"], "r2")):
+        app.config.write_text(app.config.read_text() + f"# {release}\n")
+        beside.write_text(json.dumps({"id": release, "image": image}))
+        app.signal(signal.SIGHUP)
+        until(lambda: [x for x in app.lines() if x["event"] == "reload"][-1:], 5, "an answer")
+        if release == "r1":
+            until(lambda: any(x.get("outcome") == "refused" for x in app.lines()), 5, "refused")
+            assert app.call("GET", "/api/status")[1] == before
+    until(lambda: app.call("GET", "/api/status")[1]["release_id"] == "r2", 5, "taken over")
+    metrics = app.call("GET", "/metrics")[1]
+    assert 'release_id="r2"' in str(metrics)
+
+
 def test_a_throttled_account_is_429_and_others_are_not(
     redis: Redis, nats: Nats, start_app: Callable[..., App]
 ) -> None:

@@ -85,8 +85,8 @@ options:
     default: []
   extra:
     description: >-
-      An extra of the app whose dependencies are wanted too, by the lock C(requirements-<extra>.txt); they and the version's own lie in
-      C(extra_directory), apart from what its image is built from. Empty for none.
+      An extra of the app whose dependencies are wanted too, by the lock C(requirements-<extra>.txt); they and the version's own
+      lie in C(extra_directory), apart from what its image is built from. Empty for none.
     type: str
     default: ""
   changed_source:

@@ -20,6 +20,7 @@ FLEET = yaml.safe_load((REPOSITORY / "group_vars" / "all" / "fleet.yml").read_te
 PASSWORDS = {
     "trading_bot": "password-of-the-trading-bot",
     "exporter": "password-of-the-exporter",
+    "notifier": "password-of-the-notifier",
     "operator": "password-of-the-operator",
 }
 USERS = [user | {"password": PASSWORDS[user["name"]]} for user in FLEET["redis_users"]]
@@ -250,3 +251,18 @@ def test_what_only_a_restart_can_change_is_named_and_no_data_is_lost(ledger: Led
     ledger.start()
     assert ledger.apply(rotated) == {"changed": [], "restart": []}
     assert ledger.client("trading_bot").get("trading:order") == "1"
+
+
+def test_the_notifier_reads_the_ledgers_alerts_and_nothing_else(ledger: Ledger) -> None:
+    ledger.client("operator").xadd("trading:alerts:history", {"json": "{}"})
+    notifier = ledger.client("notifier")
+    assert notifier.xread({"trading:alerts:history": "0-0"})
+    assert notifier.xrevrange("trading:alerts:history", count=1)
+    for refused in (
+        lambda: notifier.xadd("trading:alerts:history", {"json": "{}"}),
+        lambda: notifier.xread({"trading:audit": "0-0"}),
+        lambda: notifier.get("trading:mode"),
+        lambda: notifier.publish("trading:alerts", "{}"),
+    ):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            refused()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 
 import uvicorn
 from nats.aio.msg import Msg
@@ -68,6 +70,21 @@ def identity_from(environ: dict[str, str]) -> Identity:
     )
 
 
+def reloaded(identity: Identity, file: str) -> Identity:
+    """Who the instance is with the release.json beside its config; without one, who it was. Raises ConfigError."""
+    path = Path(file).with_name("release.json")
+    try:
+        release = json.loads(path.read_bytes())
+        named, images = str(release["id"]), (release.get("image"), release.get("wheel_sha256"))
+    except FileNotFoundError:
+        return identity
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(str(path), [ConfigIssue("id", "a release with an id", str(error))]) from None
+    if identity.image not in images:
+        raise ConfigError(str(path), [ConfigIssue("image", f"{identity.image}, which runs", str(images[0]))])
+    return dataclasses.replace(identity, release_id=named)
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: when to stop listening is the drain's decision."""
 
@@ -97,7 +114,7 @@ class Executor:
         name = f"{identity.instance}/{identity.slot}"
 
         def endpoint() -> Endpoint:
-            password = _secret(settings.redis.password_file, "redis")
+            password = _secret(config.beside(settings.file, settings.redis.password_file), "redis")
             return Endpoint.from_url(settings.redis.url, settings.redis.username, password)
 
         self._client = Client(endpoint, name=f"trading-bot:{identity.slot}", scripts=redis.SCRIPTS)
@@ -142,7 +159,7 @@ class Executor:
             "config_hash": settings.sha256,
         }
         metrics = self._metrics = Metrics(identity.version, identity.slot, build, OUTCOMES)
-        tokens = Tokens.from_file(settings.server.tokens_file)
+        tokens = Tokens.from_file(config.beside(settings.file, settings.server.tokens_file))
         self._bus = Bus(
             Settings(
                 urls=[url.strip() for url in settings.nats.url.split(",")],
@@ -150,7 +167,7 @@ class Executor:
                 slot=identity.slot,
                 release=identity.release_id,
                 user=settings.nats.user,
-                password=lambda: _secret(settings.nats.password_file, "nats"),
+                password=lambda: _secret(config.beside(settings.file, settings.nats.password_file), "nats"),
                 reconnect_wait=settings.nats.reconnect_wait,
                 max_reconnects=settings.nats.max_reconnects,
                 replicas=settings.nats.stream_replicas,
@@ -167,7 +184,7 @@ class Executor:
             lambda reason: log("redis", state="away" if reason else "usable", reason=reason)
         )
         needs: dict[str, Probe] = {"redis": self._probe, "nats": self._bus}
-        key_file = settings.server.hotfix_key_file
+        key_file = config.beside(settings.file, settings.server.hotfix_key_file)
         self._switches = Switches(
             redis.RedisPanel(self._client, version=identity.version, slot=identity.slot),
             lambda: self._settings.risk,
@@ -348,9 +365,13 @@ class Executor:
         self._stop.set()
 
     def reload(self) -> None:
-        """Read the config again and take over risk, monitoring and versioning. A bad file changes nothing."""
+        """Read the config again and take over risk, monitoring and versioning. A bad file changes nothing.
+
+        A release beside the config is the one that the instance is from then on; it must have the same image.
+        """
         try:
             fresh = config.load(self._settings.file)
+            identity = reloaded(self.instance.identity, self._settings.file)
         except ConfigError as error:
             self._log("reload", outcome="refused", reason=str(error))
             return
@@ -362,11 +383,19 @@ class Executor:
             monitoring=fresh.monitoring,
             versioning=fresh.versioning,
         )
+        self.instance.identity = identity
         self.instance.config_hash = fresh.sha256
+        self._gate.release = self._shadow.release = identity.release_id
+        self._metrics.build |= {"release_id": identity.release_id, "config_hash": fresh.sha256}
         self._hold_to_limits()
-        same = ("server", "redis", "nats", "venue")
-        restart = [name for name in same if getattr(fresh, name) != getattr(before, name)]
-        self._log("reload", outcome="taken over", config=fresh.sha256, needs_restart=restart)
+        restart = config.needs_restart(config.changes(before, fresh))
+        self._log(
+            "reload",
+            outcome="taken over",
+            release=identity.release_id,
+            config=fresh.sha256,
+            needs_restart=restart,
+        )
 
     async def run(self) -> None:
         """Serve until ``stop``, then drain. Raises CannotListen."""
@@ -559,8 +588,8 @@ def _venue(settings: Config, log: Log) -> Venue | None:
                 timeout=venue.request_timeout,
                 url=venue.exchange_url,
                 symbols=tuple(instrument.symbol for instrument in venue.instruments),
-                key=lambda: config.read_secret(venue.api_key_file),
-                secret=lambda: config.read_secret(venue.api_secret_file),
+                key=lambda: config.read_secret(config.beside(settings.file, venue.api_key_file)),
+                secret=lambda: config.read_secret(config.beside(settings.file, venue.api_secret_file)),
             ),
             log,
         )

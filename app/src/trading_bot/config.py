@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -337,6 +337,9 @@ _SECTIONS: dict[str, Any] = {
     "versioning": Versioning,
 }
 
+#: The sections that a running instance takes over; what changes elsewhere needs a restart.
+RELOADED = ("risk", "monitoring", "versioning")
+
 # Set by the unit that starts an instance: who it is, not how it is configured.
 _IDENTITY = frozenset({"ID", "SLOT", "IMAGE", "INSTANCE"})
 
@@ -382,6 +385,26 @@ def parse(path: str, content: bytes, environ: Mapping[str, str]) -> Config:
     if issues:
         raise ConfigError(path, issues)
     return Config(file=path, sha256=hashlib.sha256(content).hexdigest(), **sections)
+
+
+def changes(before: Config, after: Config) -> list[str]:
+    """The keys whose values differ, as ``section.key``, in the order of ``KEYS``. Another spelling of a value is no change."""
+    return [
+        f"{section}.{name}"
+        for section, keys in KEYS.items()
+        for name in keys
+        if getattr(getattr(before, section), name) != getattr(getattr(after, section), name)
+    ]
+
+
+def needs_restart(changed: Iterable[str]) -> list[str]:
+    """Those of the changed keys that a running instance does not take over."""
+    return [key for key in changed if key.partition(".")[0] not in RELOADED]
+
+
+def beside(file: str, path: str) -> str:
+    """A file that the config in ``file`` names: a relative path is one from the config's own directory."""
+    return str(Path(file).parent / path) if path else ""
 
 
 def _read(path: str, content: bytes, issues: list[ConfigIssue]) -> dict[tuple[str, str], tuple[str, str]]:

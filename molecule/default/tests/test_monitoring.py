@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from typing import Any
 
 import pytest
 import requests
-from conftest import Fleet
+import yaml
+from conftest import ROOT, Fleet
 from test_paper_venue import within
 from testinfra.host import Host
 
@@ -81,6 +84,24 @@ def test_every_host_of_the_inventory_answers_for_all_that_is_on_it(fleet: Fleet)
 )
 def test_what_the_rules_and_the_plots_go_by_is_there(fleet: Fleet, series: str) -> None:
     assert asked(fleet, series) != []
+
+
+#: Queries that have an answer only while something goes on, or where hosts have what containers have not.
+SOMETIMES = re.compile(r"trading_rollout_|trading_account_used|offset 1m|node_disk_|histogram_quantile|/ sum|trading_risk_worst_")
+
+
+def test_every_query_of_every_dashboard_has_an_answer(fleet: Fleet) -> None:
+    path = ROOT / "plugins/filter/dashboards.py"
+    spec = importlib.util.spec_from_file_location("dashboards_filter", path)
+    assert spec is not None
+    assert spec.loader is not None
+    dashboards = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(dashboards)
+    specs = yaml.safe_load((ROOT / "roles/dashboards/files/dashboards.yml").read_text())
+    thresholds = yaml.safe_load((ROOT / "roles/prometheus/defaults/main.yml").read_text())["prometheus_thresholds"]
+    made = [dashboards.dashboard(each, name, thresholds) for name, each in specs.items()]
+    silent = [query for each in made for query in dashboards.queries(each) if not asked(fleet, query)]
+    assert [query for query in silent if not SOMETIMES.search(query)] == []
 
 
 def test_the_watchdog_reaches_alertmanager(fleet: Fleet) -> None:

@@ -231,6 +231,31 @@ def test_wheels_for_another_python_are_added_to_a_built_version(repository: Repo
 # --- the image ---
 
 
+def test_an_extra_lies_apart_with_its_own_lock_and_goes_with_its_version(repository: Repository, run_module: RunModule) -> None:
+    lock = (repository.app / "requirements.txt").read_text()
+    (repository.app / "requirements-notify.txt").write_text(f"# the extra\n{lock}")
+    assert run_module("release_build", repository.args(extra="notify"), check=True)["changed"] is True
+    told = run_module("release_build", repository.args(extra="notify"))
+    directory = Path(told["extra_directory"])
+    assert directory == repository.store / "notify" / "1.0.0"
+    assert (directory / "requirements.txt").read_text().startswith("# the extra")
+    assert sorted(path.suffix for path in directory.rglob("*.whl")) == [".whl", ".whl"]
+    # Not where the image and the app hosts take theirs from.
+    assert len(list((repository.store / "1.0.0").rglob("*.whl"))) == 2
+    assert run_module("release_build", repository.args(extra="notify"))["changed"] is False
+    repository.write("2.0.0", "second")
+    repository.commit()
+    shutil.rmtree(repository.store / "1.0.0")
+    run_module("release_build", repository.args(extra="notify"))
+    assert [path.name for path in (repository.store / "notify").iterdir()] == ["2.0.0"]
+
+
+def test_a_version_that_was_built_without_the_extra_says_so(repository: Repository, run_module: RunModule) -> None:
+    told = run_module("release_build", repository.args(extra="notify"))
+    assert told["failed"]
+    assert "built without requirements-notify.txt" in told["msg"]
+
+
 @pytest.fixture
 def base_image(tmp_path: Path) -> Iterator[str]:
     """An image with one file."""

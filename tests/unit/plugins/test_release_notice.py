@@ -74,6 +74,19 @@ def test_a_notice_arrives_as_json_with_the_time(run_module: RunModule, monkeypat
     assert "report" not in taken
 
 
+def test_the_notifier_is_shown_the_token(run_module: RunModule) -> None:
+    shown: list[str | None] = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        shown.append(request.headers["Authorization"])
+        says(200)(request)
+
+    with serving(answer) as notifier:
+        run_module("release_notice", {"url": notifier.url, "notice": NOTICE, "token": "a-token"})
+        run_module("release_notice", {"url": notifier.url, "notice": NOTICE})
+    assert shown == ["Bearer a-token", None]
+
+
 @pytest.mark.parametrize(("answer", "why"), [(says(500), "it answers 500"), (says(302, Location="/elsewhere"), "it answers 302")])
 def test_a_notice_that_was_not_taken_is_said_and_fails_nothing(
     run_module: RunModule, answer: Callable[[BaseHTTPRequestHandler], None], why: str

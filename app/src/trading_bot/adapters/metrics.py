@@ -29,7 +29,7 @@ class Metrics:
 
     def __init__(self, version: str, slot: str, build: dict[str, str], outcomes: Iterable[str]) -> None:
         labels = self._labels = f'version="{version}",slot="{slot}"'
-        self._build = ",".join(f'{name}="{escape(value)}"' for name, value in build.items())
+        self.build = build
         self._orders = {(path, outcome): 0 for path in ("http", "nats") for outcome in outcomes}
         self._seconds = {"http": Histogram(), "nats": Histogram()}
         # Rendered on each look, so what does not change is made once.
@@ -75,9 +75,10 @@ class Metrics:
 
     def render(self) -> bytes:
         labels = self._labels
+        build = ",".join(f'{name}="{escape(value)}"' for name, value in self.build.items())
         out = [
             "# HELP trading_build_info What runs here.\n# TYPE trading_build_info gauge",
-            f"trading_build_info{{{labels},{self._build}}} 1",
+            f"trading_build_info{{{labels},{build}}} 1",
             "# HELP trading_orders_total Orders by path and outcome.\n# TYPE trading_orders_total counter",
         ]
         for (path, outcome), count in self._orders.items():

@@ -12,7 +12,8 @@ class Traffic(msgspec.Struct, frozen=True):
     """What the load balancers do now. ``cut`` is in basis points of accounts.
 
     ``releases`` says which release each slot is to run: an instance that runs another, on a host that
-    was taken out of the fleet and left running, has no accounts. A slot that is not named may run any.
+    was taken out of the fleet and left running, has no accounts. A slot that is not named, or whose
+    name is empty, may run any: so it is while one release takes the place of another in a slot.
     A slot has a part in traffic while it is the stable one, or the canary with a cut.
     ``shadow`` names the slot that gets copies of the other's orders and decides them without a trace; empty
     for none. Fields that a later version adds are passed over.
@@ -48,7 +49,8 @@ class TrafficGate:
 
     def __init__(self, slot: str, release: str, overlap: float = 1.0) -> None:
         self._slot = slot
-        self._release = release
+        self.release = release
+        """Another one after a reload."""
         self._overlap = overlap
         self._current: Traffic | None = None
         self._begun = False
@@ -97,4 +99,4 @@ class TrafficGate:
         return self._runs_what_is_named(traffic) and slot_of(account, traffic) == self._slot
 
     def _runs_what_is_named(self, traffic: Traffic) -> bool:
-        return traffic.releases.get(self._slot, self._release) == self._release
+        return (traffic.releases.get(self._slot) or self.release) == self.release

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 
@@ -28,9 +29,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-config", "--config", required=True, metavar="FILE")
     run.set_defaults(handler=_run)
     check = commands.add_parser(
-        "check-config", help="say everything that is wrong with a config; exit 0 or 78"
+        "check-config", help="say everything that is wrong with a config (- is standard input); exit 0 or 78"
     )
     check.add_argument("file", metavar="FILE")
+    check.add_argument(
+        "--against",
+        metavar="OLD",
+        help="a config that runs: print as JSON which keys FILE changes, and which of them need a restart",
+    )
     check.set_defaults(handler=_check)
     status = commands.add_parser("status", help="show an instance's /api/status and readiness")
     status.add_argument("--url", default="http://127.0.0.1:8080")
@@ -68,11 +74,19 @@ def _check(options: argparse.Namespace) -> int:
     from trading_bot.errors import ConfigError
 
     try:
-        config.load(options.file)
+        if options.file == "-":
+            fresh = config.parse("(standard input)", sys.stdin.buffer.read(), os.environ)
+        else:
+            fresh = config.load(options.file)
+        before = config.load(options.against) if options.against else None
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
-    print(f"{options.file}: valid")
+    if before is None:
+        print(f"{options.file}: valid")
+        return 0
+    changed = config.changes(before, fresh)
+    print(json.dumps({"changed": changed, "needs_restart": config.needs_restart(changed)}))
     return 0
 
 

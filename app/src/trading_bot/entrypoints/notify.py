@@ -171,7 +171,8 @@ async def _serve(settings: Any, channels: dict[str, Any], token: str, key: bytes
             return Endpoint.from_url(redis.url, redis.username, password)
 
         # Longer than a read blocks.
-        client = Client(endpoint, name="trading-bot notify", deadline=8)
+        client = Client(endpoint, name="trading-bot-notifier", deadline=8)
+        client.on_change(lambda reason: log("ledger", up=reason is None, reason=reason))
         client.start()
     application = Application(store, delivery, links, token, client.reason if client else None)
     server = _listening(application, settings.server.host, settings.server.port)

@@ -253,7 +253,7 @@ class Application:
 
 
 def _series(name: str, kind: str, text: str, values: Mapping[str, float]) -> list[str]:
-    shown = [f"{name}{{{labels}}} {value:.15g}" for labels, value in values.items()]
+    shown = [f"{name}{f'{{{labels}}}' if labels else ''} {value:.15g}" for labels, value in values.items()]
     return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *shown]
 
 

@@ -126,7 +126,7 @@ class Shadow:
 
     def __init__(self, slot: str, release: str, ledger: Ledger, log: Log) -> None:
         self._slot = slot
-        self._release = release
+        self.release = release
         self._ledger = ledger
         self._log = log
         self._trial: tuple[str, str] | None = None
@@ -148,8 +148,8 @@ class Shadow:
         if traffic is None or traffic.shadow != self._slot:
             self._on = False
             return
-        release = traffic.releases.get(self._slot, self._release)
-        self._on = release == self._release
+        release = traffic.releases.get(self._slot) or self.release
+        self._on = release == self.release
         trial = (traffic.salt, release)
         if trial != self._trial:
             self._trial = trial
