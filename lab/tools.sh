@@ -3,6 +3,8 @@
 . "$(dirname "$0")/lib.sh"
 
 packages=(haproxy nats-server prometheus prometheus-alertmanager redis-server shellcheck)
+# The browser that looks at the built-in page. Ubuntu has it as a snap only: `snap install chromium`.
+if ! grep -qx 'ID=ubuntu' /etc/os-release; then packages+=(chromium); fi
 
 install() {
   apt_install "${packages[@]}"

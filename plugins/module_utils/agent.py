@@ -427,7 +427,7 @@ class Agent:
         try:
             if path.name and path.parent.is_dir():
                 on_disk = read(self.balancer)[0]
-                text = rollout_series(on_disk.cut if on_disk else 0, self.files.read(ROLLOUT), self.files.lock())
+                text = rollout_series(on_disk, self.files.read(ROLLOUT), self.files.lock())
                 if text != read_text(path):
                     replace_text(path, text, sync=False)
         except (HaproxyError, TrafficError, OSError) as error:

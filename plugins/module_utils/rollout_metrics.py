@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Optional
 
 from .lease import Lock
+from .traffic import BUCKETS, Traffic
 
 #: The phases after which nobody has to look after a rollout any more.
 ENDED = ("end", "ended", "retired")
@@ -24,13 +25,26 @@ def _label(value: Any) -> str:
     return str(value).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def rollout_series(cut: int, rollout: Optional[Mapping[str, Any]], lock: Optional[Lock]) -> str:
-    """The canary's share; and while a rollout has not ended, when it began, when it was last heard of, and where it is."""
+def rollout_series(traffic: Optional[Traffic], rollout: Optional[Mapping[str, Any]], lock: Optional[Lock]) -> str:
+    """Who gets which share; and while a rollout has not ended, when it began, when it was last heard of, and where it is.
+
+    ``traffic`` is what the load balancer does; None where it does nothing yet.
+    """
+    cut = traffic.cut if traffic else 0
     lines = [
         "# HELP trading_canary_cut The canary's share of the accounts in basis points.",
         "# TYPE trading_canary_cut gauge",
         f"trading_canary_cut {cut}",
     ]
+    if traffic:
+        shares = {("stable", traffic.stable): BUCKETS - cut}
+        if traffic.canary != traffic.stable:
+            shares["canary", traffic.canary] = cut
+        lines += [
+            "# HELP trading_traffic_share A slot's share of the accounts in basis points, and its part.",
+            "# TYPE trading_traffic_share gauge",
+            *(f'trading_traffic_share{{role="{role}",slot="{slot}"}} {share}' for (role, slot), share in shares.items()),
+        ]
     if not rollout or rollout.get("phase") in ENDED:
         return "\n".join(lines) + "\n"
     name = str(rollout.get("id"))

@@ -136,7 +136,7 @@ def targets(**more: Any) -> dict[str, list[str]]:
 
 def test_every_host_of_the_inventory_is_a_target_on_each_port_of_what_it_runs() -> None:
     found = targets()
-    assert set(found) == {"node", "app", "haproxy", "redis", "nats", "docker", "prometheus", "alertmanager"}
+    assert set(found) == {"node", "app", "haproxy", "redis", "nats", "docker", "prometheus", "alertmanager", "page"}
     assert len(found["node"]) == 5
     assert found["app"] == ["10.0.0.21:18080", "10.0.0.21:18081", "10.0.0.22:18080", "10.0.0.22:18081"]
     assert found["docker"] == ["10.0.0.21:9323", "10.0.0.22:9323"]

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from trading_bot.entrypoints import hotfix, load, notify, orders, venue, verify
+    from trading_bot.entrypoints import hotfix, load, notify, orders, page, venue, verify
 
     parser = argparse.ArgumentParser(prog="trading-bot", description="The trading executor.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(handler=_status)
     notify.add_parser(commands)
     orders.add_parser(commands)
+    page.add_parser(commands)
     hotfix.add_parser(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(handler=_version)

@@ -1,0 +1,1 @@
+"""The built-in page: the fleet, its releases, the rollout and the alerts, for people without Grafana."""
