@@ -7,6 +7,7 @@ With ``PAGE_SCREENSHOTS`` set to a directory, the pictures for the documentation
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,8 @@ def test_everybody_can_use_it_and_nothing_is_wider_than_the_screen(
     assert findings(tab) == []
     tab.locator("summary").first.click()
     if scheme == "light" and os.environ.get("PAGE_SCREENSHOTS"):
+        tab.get_by_text("15 min").click()
+        tab.locator(".plot text", has_text=re.compile(":..:")).first.wait_for()
         tab.evaluate("scrollTo(0, 0)")
         # A phone's page is long: as much as shows how it goes on.
         clip = {"x": 0, "y": 0, "width": size["width"], "height": 2000} if name == "phone" else None

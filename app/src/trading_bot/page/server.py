@@ -36,7 +36,6 @@ _ALWAYS = {
     "x-content-type-options": "nosniff",
     # With none at all a browser would not say either from which page a form is sent.
     "referrer-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
 
