@@ -211,7 +211,7 @@ def slow_orders(fleet: Fleet) -> Iterator[None]:
 
 
 CAUSES: list[tuple[str, str, str, str, Callable[[Fleet], Any]]] = [
-    ("A disk is 97% full", "HostDiskFull", "critical", "/srv/small of app1 is almost full", full_disk),
+    ("A disk is 95% full", "HostDiskFull", "critical", "/srv/small of app1 is almost full", full_disk),
     ("Processors are busy", "HostCpuHigh", "warning", "Processors of", busy_processors),
     ("Orders are refused", "OrderRejectionsHigh", "warning", "Orders are refused by risk checks", refused_orders),
     ("Answers take 150 ms longer", "OrderLatencyHigh", "warning", "Orders are answered slowly", slow_orders),
