@@ -51,7 +51,7 @@ def test_no_order_fails_through_a_reload_a_restart_and_an_upgrade(fleet: Fleet, 
     assert not set(started(slot)) & set(ran_since)
 
     assert_played(fleet.play("restart-service.yml", *restarted))
-    upgrade = {**SETTINGS, "upgrade": "docker", "upgrade_restart": True}
+    upgrade = {**SETTINGS, "upgrade_what": "docker", "upgrade_restart": True}
     assert_played(fleet.play("upgrade.yml", "-l", "app2", "-e", json.dumps(upgrade)))
     # And back to the configuration that was there.
     assert_played(fleet.play("update-config.yml", *changed(shared_config)))
