@@ -186,7 +186,8 @@ def parse_servers(stat: str, state: str) -> list[Server]:
                 up=up[key] and admin[key] != "maint",
                 sessions=int(row["scur"] or 0),
                 queue=int(row["qcur"] or 0),
-                check=row["check_status"] or "",
+                # HAProxy puts "* " before the last result while it checks anew.
+                check=(row["check_status"] or "").lstrip("* "),
             )
         )
     return found

@@ -236,6 +236,6 @@ if os.environ.get("ALERTS") == "all":
             began = arrives(people, title, severity, since)
         over = time.time()
         ended = arrives(people, title, severity, over, over=True)
-        if "{" not in title and alert == "HostDiskFull":
+        if alert == "HostDiskFull":
             once(people, title, since)
         record(cause, alert, severity, began, ended)

@@ -85,3 +85,12 @@ def test_a_bad_configuration_is_put_back_by_itself_on_every_host(
     assert failed or summary["failed"] == 0, summary
     verdict = load.judge()
     assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
+
+
+def test_a_configuration_that_the_app_refuses_reaches_no_host(fleet: Fleet, shared_config: dict[str, Any]) -> None:
+    before = fleet.status()
+    run = fleet.play("update-config.yml", *changed(shared_config, risk={"max_leverage": -1}))
+    assert run.code != 0
+    for words in ("No host has it yet", "app1: ", "app2: ", "risk.max_leverage"):
+        assert words in run.output
+    assert fleet.status() == before

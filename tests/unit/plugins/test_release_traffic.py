@@ -226,6 +226,13 @@ def test_servers_are_those_that_both_tables_tell_of() -> None:
     assert by_slot(servers, "other_") == {}
 
 
+def test_a_check_that_is_under_way_does_not_change_what_the_last_one_found() -> None:
+    stat = "# pxname,svname,qcur,scur,status,check_status,addr,\nslot_blue,app1,,3,UP,* L7OK,10.0.0.21:18080,\n"
+    state = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state\n3 slot_blue 1 app1 10.0.0.21 2 0\n"
+    [server] = parse_servers(stat, state)
+    assert server.check == "L7OK"
+
+
 def test_show_map_of_an_unknown_map_is_an_error() -> None:
     with pytest.raises(HaproxyError, match="has no map"):
         parse_show_map("m", "Unknown map identifier. Please use #<id> or <file>.\n")
