@@ -9,17 +9,16 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-import uvicorn
 from nats.aio.msg import Msg
 
 from trading_bot import config
-from trading_bot.adapters import signing
+from trading_bot.adapters import asgi, signing
 from trading_bot.adapters.logs import JsonLog
 from trading_bot.adapters.metrics import Metrics, escape
 from trading_bot.adapters.nats.bus import Bus, Settings
@@ -86,14 +85,6 @@ def reloaded(identity: Identity, file: str) -> Identity:
     if identity.image not in images:
         raise ConfigError(str(path), [ConfigIssue("image", f"{identity.image}, which runs", str(images[0]))])
     return dataclasses.replace(identity, release_id=named)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: when to stop listening is the drain's decision."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _secret(path: str, dependency: str) -> str:
@@ -345,23 +336,17 @@ class Executor:
             shadow.shown,
             settings.server.debug,
         )
-        self._server = _Server(
-            uvicorn.Config(
-                api,
-                host=settings.server.host,
-                port=settings.server.port,
-                loop="none",
-                http=CorkedProtocol,
-                proxy_headers=False,
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                timeout_keep_alive=75,
-            )
+        # When to stop listening is the drain's decision.
+        self._server = asgi.server(
+            api,
+            settings.server.host,
+            settings.server.port,
+            http=CorkedProtocol,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=None,
         )
 
     def stop(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import signal
 import sys
 import time
@@ -63,13 +62,13 @@ def _channels(settings: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
         if settings.slack is not None:
-            import slack_sdk  # noqa: F401
+            import slack_sdk  # noqa: F401 - whether it is there, before anything waits for it
 
             found["slack"] = SlackChannel(settings.slack, writer)
         if settings.email is not None:
             found["email"] = MailChannel(settings.email, writer)
         if settings.twilio is not None:
-            import twilio  # noqa: F401
+            import twilio  # noqa: F401 - as above
 
             found["sms"] = TwilioChannel(settings.twilio, writer, call=False)
             found["call"] = TwilioChannel(settings.twilio, writer, call=True)
@@ -145,6 +144,7 @@ async def _serve(settings: Any, channels: dict[str, Any], token: str, key: bytes
     import sqlite3
     from pathlib import Path
 
+    from trading_bot.adapters import asgi
     from trading_bot.adapters.logs import JsonLog
     from trading_bot.adapters.redis.connection import Client, Endpoint
     from trading_bot.config import read_secret
@@ -175,7 +175,7 @@ async def _serve(settings: Any, channels: dict[str, Any], token: str, key: bytes
         client.on_change(lambda reason: log("ledger", up=reason is None, reason=reason))
         client.start()
     application = Application(store, delivery, links, token, client.reason if client else None)
-    server = _listening(application, settings.server.host, settings.server.port)
+    server = asgi.server(application, settings.server.host, settings.server.port)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
@@ -201,28 +201,3 @@ async def _serve(settings: Any, channels: dict[str, Any], token: str, key: bytes
     for reason in failed:
         if reason is not None:
             raise reason
-
-
-def _listening(application: Any, host: str, port: int) -> Any:
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Any:
-            yield
-
-    return Server(
-        uvicorn.Config(
-            application,
-            host=host,
-            port=port,
-            loop="none",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=2,
-        )
-    )

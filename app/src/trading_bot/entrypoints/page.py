@@ -71,10 +71,8 @@ def _run(settings: Any, users: dict[str, str]) -> int:
 
 
 async def _serve(settings: Any, users: dict[str, str]) -> None:
-    import contextlib
 
-    import uvicorn
-
+    from trading_bot.adapters import asgi
     from trading_bot.adapters.logs import JsonLog
     from trading_bot.page.login import Door
     from trading_bot.page.server import Application
@@ -87,31 +85,16 @@ async def _serve(settings: Any, users: dict[str, str]) -> None:
     door = Door(users, settings.session, time.monotonic)
     application = Application(view, door, title=settings.title, secure=bool(at.certificate_file))
 
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Any:
-            yield
-
     try:
-        server = Server(
-            uvicorn.Config(
-                application,
-                host=at.host,
-                port=at.port,
-                loop="none",
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                # Whose address it is, the connection says: there is no proxy in front that would know better.
-                proxy_headers=False,
-                timeout_graceful_shutdown=2,
-                ssl_certfile=at.certificate_file or None,
-                ssl_keyfile=at.key_file or None,
-            )
+        server = asgi.server(
+            application,
+            at.host,
+            at.port,
+            server_header=False,
+            # Whose address it is, the connection says: there is no proxy in front that would know better.
+            proxy_headers=False,
+            ssl_certfile=at.certificate_file or None,
+            ssl_keyfile=at.key_file or None,
         )
         server.config.load()
     except OSError as error:

@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
-import uvicorn
 
+from trading_bot.adapters import asgi
 from trading_bot.domain import money
 from trading_bot.domain.instrument import Instrument
 from trading_bot.paper.exchange import Exchange, Line, VenueOrder
@@ -292,31 +292,11 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
-
-
 async def serve(
     venue: PaperVenue, host: str, port: int, connect: Callable[[], Awaitable[Publish]] | None
 ) -> None:
     """Serve until SIGTERM or SIGINT. Ticks go to NATS as soon as it is there."""
-    server = _Server(
-        uvicorn.Config(
-            venue,
-            host=host,
-            port=port,
-            loop="none",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=1,
-        )
-    )
+    server = asgi.server(venue, host, port, timeout_graceful_shutdown=1)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
