@@ -1,90 +1,127 @@
-"""What the app's metrics cost of its throughput, beside the same app without them, on the same servers in the same run.
+"""What the app's metrics cost of its throughput: one instance under full load, with its metrics on and off in turn.
 
-    python bench/metrics.py [--seconds 5] [--rounds 6]
+    python bench/metrics.py [--spans 12] [--pairs 50] [--seconds 0.1]
 
-Two instances take turns on one Redis and one NATS, round by round: one as it is, asked for `/metrics` once in each round; the
-other with its counters and its snapshots replaced by nothing, in its process alone. What counts is the CPU time of the
-worker for an order, since a worker that is always busy decides as many orders as it has CPU time for; the rates are
-printed too.
+The instance runs as it is, but for a switch: on one signal its counters and snapshots do nothing, on another they do all.
+Slices with and without follow each other closely, each first in every other pair, so that what else the machine does bears
+on both alike; after each span of them the outbox is let empty. `/metrics` is asked for once in a span, as often as Prometheus
+does. What counts is the worker's CPU time for an order, since a worker that is always busy decides as many orders as it has
+CPU time for. Beside the cost stands its standard error over the spans.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import statistics
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orders
 from servers import App, Nats, Redis, until  # found by the path that orders has set
 
-WITHOUT = """
-import asyncio, sys
+SWITCHED = """
+import signal, sys
 from trading_bot.adapters.metrics import Metrics
 from trading_bot.service.telemetry import Telemetry
-async def never(self): await asyncio.Event().wait()
-Metrics.order = Metrics.response = lambda *_: None
-Telemetry.run = never
+counting = True
+def turn(number, _):
+    global counting
+    counting = number == signal.SIGUSR1
+signal.signal(signal.SIGUSR1, turn)
+signal.signal(signal.SIGUSR2, turn)
+def switched(real):
+    def method(*arguments):
+        if counting:
+            real(*arguments)
+    return method
+Metrics.order, Metrics.response = switched(Metrics.order), switched(Metrics.response)
+begin = Telemetry.__init__
+def init(self, *arguments):
+    begin(self, *arguments)
+    on = self._on
+    self._on = lambda: counting and on()
+Telemetry.__init__ = init
 from trading_bot.entrypoints.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
 
-async def round_of(app: App, seconds: float, run: str, *, asked: bool) -> tuple[float, float]:
-    """Orders a second, and the worker's microseconds of CPU for one; ``asked`` for its metrics in the middle."""
+def used(pid: int) -> float:
+    """Seconds of CPU, to the nanosecond."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+@dataclass
+class Use:
+    cpu: float = 0.0
+    orders: int = 0
+    seconds: float = 0.0
+
+
+async def span(app: App, run: str, pairs: int, seconds: float) -> dict[str, Use]:
+    """What was used with and without."""
     assert app.process is not None
-
-    async def ask() -> None:
-        if asked:
-            await asyncio.sleep(0.5 + seconds / 2)
-            await asyncio.to_thread(app.call, "GET", "/metrics")
-
-    (rate, cost), _ = await asyncio.gather(orders.saturate(app.port, seconds, run, {"worker": app.process.pid}), ask())
-    return rate, cost["worker"]
+    pid = app.process.pid
+    asked: list[asyncio.Future[Any]] = []
+    found = {"with": Use(), "without": Use()}
+    async with orders.busy(app.port, run) as shots:
+        for pair in range(pairs):
+            for kind in list(found)[:: 1 if pair % 2 else -1]:
+                app.process.send_signal(signal.SIGUSR1 if kind == "with" else signal.SIGUSR2)
+                await asyncio.sleep(0.005)
+                cpu, good, began = used(pid), shots.good, time.perf_counter()
+                if kind == "with" and not asked:
+                    asked.append(asyncio.get_running_loop().run_in_executor(None, app.call, "GET", "/metrics"))
+                await asyncio.sleep(seconds)
+                found[kind].cpu += used(pid) - cpu
+                found[kind].orders += shots.good - good
+                found[kind].seconds += time.perf_counter() - began
+        assert (await asked[0])[0] == 200
+    return found
 
 
 def main() -> int:
     import uvloop
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--spans", type=int, default=12)
+    parser.add_argument("--pairs", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=0.1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-metrics-") as name:
         directory = Path(name)
         redis, nats = Redis(directory / "redis"), Nats(directory / "nats")
-        redis.start()
-        nats.start()
-        apps = {
-            kind: App(directory / kind, redis.url, nats.url, slot=slot, extra="risk: {max_orders_per_second: 0}\n")
-            for kind, slot in (("with", "blue"), ("without", "green"))
-        }
-        apps["without"].command = [sys.executable, "-c", WITHOUT, "-config", str(apps["without"].config)]
-        rates: dict[str, list[float]] = {kind: [] for kind in apps}
-        costs: dict[str, list[float]] = {kind: [] for kind in apps}
+        app = App(directory / "app", redis.url, nats.url, extra="risk: {max_orders_per_second: 0}\n")
+        app.command = [sys.executable, "-c", SWITCHED, "-config", str(app.config)]
+        spans: list[dict[str, Use]] = []
         try:
-            for app in apps.values():
-                app.start_ready()
+            redis.start()
+            nats.start()
+            app.start_ready()
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                for turn in range(options.rounds):
-                    # Each goes first in every other round.
-                    for kind in list(apps)[:: 1 if turn % 2 else -1]:
-                        found = runner.run(round_of(apps[kind], options.seconds, f"{kind}{turn}", asked=kind == "with"))
-                        rates[kind].append(found[0])
-                        costs[kind].append(found[1])
-                        until(lambda: redis.cli("XLEN", "trading:outbox") == "0", 60, "the outbox is empty")
+                for number in range(options.spans):
+                    spans.append(runner.run(span(app, f"s{number}", options.pairs, options.seconds)))
+                    until(lambda: redis.cli("XLEN", "trading:outbox") == "0", 60, "the outbox is empty")
         finally:
-            for app in apps.values():
-                app.kill()
+            app.kill()
             nats.kill()
             redis.kill()
-    for kind in apps:
-        rate, cost = statistics.median(rates[kind]), statistics.median(costs[kind])
-        print(f"metrics.{kind} {rate:.0f} orders/s {cost:.1f} us of CPU for an order")
-    more = statistics.median(a / b for a, b in zip(costs["with"], costs["without"], strict=True))
-    return 0 if orders.figure("metrics.cost", 100 * (1 - 1 / more), "%", 3, most=True) else 1
+    for kind in ("with", "without"):
+        rate = sum(each[kind].orders for each in spans) / sum(each[kind].seconds for each in spans)
+        cost = sum(each[kind].cpu for each in spans) / sum(each[kind].orders for each in spans)
+        print(f"metrics.{kind} {rate:.0f} orders/s {cost * 1e6:.1f} us of CPU for an order")
+    costs = [
+        100 * (1 - (each["without"].cpu / each["without"].orders) / (each["with"].cpu / each["with"].orders)) for each in spans
+    ]
+    print(f"metrics.error {statistics.stdev(costs) / len(costs) ** 0.5:.2f} %")
+    return 0 if orders.figure("metrics.cost", statistics.mean(costs), "%", 3, most=True) else 1
 
 
 if __name__ == "__main__":

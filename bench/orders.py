@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
 
@@ -105,9 +107,7 @@ class Shots:
         self.bad = 0
         self.example = b""
         self.over = False
-        self._head = (
-            f"POST /api/orders HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nX-Account-Id: "
-        )
+        self._head = f"POST /api/orders HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nX-Account-Id: "
 
     def next(self) -> bytes:
         n = self._number
@@ -127,29 +127,31 @@ class Shots:
             self.example = data
 
 
-async def saturate(
-    port: int, seconds: float, run: str, processes: dict[str, int]
-) -> tuple[float, dict[str, float]]:
-    """Good answers a second with every lane always busy, and the microseconds of CPU that each of
-    ``processes`` took for one. Fails if an answer was not good."""
+@contextlib.asynccontextmanager
+async def busy(port: int, run: str) -> AsyncIterator[Shots]:
+    """Every lane always busy, from half a second before the body. Fails if an answer was not good."""
     shots = Shots(run)
     loop = asyncio.get_running_loop()
-    lanes = await asyncio.gather(
-        *(loop.create_connection(lambda: _Lane(shots), "127.0.0.1", port) for _ in range(CONNECTIONS))
-    )
+    lanes = await asyncio.gather(*(loop.create_connection(lambda: _Lane(shots), "127.0.0.1", port) for _ in range(CONNECTIONS)))
     await asyncio.sleep(0.5)
-    used = {name: cpu(pid) for name, pid in processes.items()}
-    before, began = shots.good, time.perf_counter()
-    await asyncio.sleep(seconds)
-    answered = shots.good - before
-    rate = answered / (time.perf_counter() - began)
-    cost = {name: (cpu(pid) - used[name]) / max(answered, 1) * 1e6 for name, pid in processes.items()}
+    yield shots
     shots.over = True
     await asyncio.sleep(0.3)
     for transport, _ in lanes:
         transport.close()
     assert shots.bad == 0, f"{shots.bad} answers were not 201, such as {shots.example!r}"
-    return rate, cost
+
+
+async def saturate(port: int, seconds: float, run: str, processes: dict[str, int]) -> tuple[float, dict[str, float]]:
+    """Good answers a second with every lane always busy, and the microseconds of CPU that each of
+    ``processes`` took for one. Fails if an answer was not good."""
+    async with busy(port, run) as shots:
+        used = {name: cpu(pid) for name, pid in processes.items()}
+        before, began = shots.good, time.perf_counter()
+        await asyncio.sleep(seconds)
+        answered = shots.good - before
+        rate = answered / (time.perf_counter() - began)
+        return rate, {name: (cpu(pid) - used[name]) / max(answered, 1) * 1e6 for name, pid in processes.items()}
 
 
 class _Timed(asyncio.Protocol):
@@ -232,9 +234,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--nats-config", help="for nats-server -c, such as: jetstream {sync_interval: always}, as a fleet has it"
-    )
+    parser.add_argument("--nats-config", help="for nats-server -c, such as: jetstream {sync_interval: always}, as a fleet has it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-orders-") as name:
         directory = Path(name)
@@ -259,18 +259,14 @@ def main() -> int:
                     for kind, server in servers.items():
                         processes = {"worker": server, "redis": redis, "nats": nats}
                         pids = {name: each.process.pid for name, each in processes.items() if each.process}
-                        rate, cost = runner.run(
-                            saturate(server.port, options.seconds, f"{kind}{turn}", pids)
-                        )
+                        rate, cost = runner.run(saturate(server.port, options.seconds, f"{kind}{turn}", pids))
                         rates[kind].append(rate)
                         costs[kind].append(cost)
                         until(lambda: redis.cli("XLEN", "trading:outbox") == "0", 60, "the outbox is empty")
             median = {kind: statistics.median(values) for kind, values in rates.items()}
 
             def ratio(bare: str) -> float:
-                return statistics.median(
-                    ours / theirs for ours, theirs in zip(rates["app"], rates[bare], strict=True)
-                )
+                return statistics.median(ours / theirs for ours, theirs in zip(rates["app"], rates[bare], strict=True))
 
             assert app.process is not None
             memory = resident(app.process.pid)
