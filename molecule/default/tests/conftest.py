@@ -161,10 +161,11 @@ def fleet() -> Fleet:
         text=True,
         check=True,
     )
-    hosts = json.loads(listed.stdout)["_meta"]["hostvars"]
+    inventory = json.loads(listed.stdout)
+    hosts = inventory["_meta"]["hostvars"]
     return Fleet(
         private={name: variables["private_address"] for name, variables in hosts.items()},
-        url=f"http://{hosts['lb1']['ansible_host']}:8080",
+        url=f"http://{hosts[inventory['lb']['hosts'][0]]['ansible_host']}:8080",
         loads=[],
         plays=[],
     )

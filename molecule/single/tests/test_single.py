@@ -1,0 +1,84 @@
+"""Everything on one host: the guide's commands as they stand, an order, and a release beside the other."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import requests
+from conftest import STATE, Fleet
+from testinfra.host import Host
+
+testinfra_hosts = ["ansible://bot1"]
+
+
+def secret(name: str) -> str:
+    return (STATE / "secrets" / name).read_text().strip()
+
+
+def order(fleet: Fleet, name: str, **changes: Any) -> requests.Response:
+    body = {"client_order_id": name, "symbol": "BTC-USDT", "side": "buy", "type": "limit", "quantity": "0.001", "price": "50000"}
+    headers = {"Authorization": f"Bearer {secret('api_desk_token')}", "X-Account-Id": "desk-1"}
+    return requests.post(f"{fleet.url}/api/orders", json={**body, **changes}, headers=headers, timeout=10)
+
+
+def post(host: Host, path: str, body: str = "") -> dict[str, Any]:
+    """The guide's `curl -X POST http://localhost:8080/…`, with a token."""
+    done = host.run(
+        "curl -sS --fail-with-body -X POST http://localhost:8080%s -H %s -d %s",
+        path,
+        f"Authorization: Bearer {secret('api_operator_token')}",
+        body,
+    )
+    assert done.rc == 0, done.stdout + done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_an_order_is_taken(fleet: Fleet) -> None:
+    assert order(fleet, "single-1").status_code == 201
+
+
+def test_degraded_by_the_guides_line_only_what_reduces_is_taken(host: Host, fleet: Fleet) -> None:
+    post(host, "/api/degradation/enable")
+    try:
+        refused = order(fleet, "single-2")
+        assert refused.status_code in {422, 503}, refused.text
+    finally:
+        post(host, "/api/degradation/disable")
+    assert order(fleet, "single-3").status_code == 201
+
+
+def test_features_are_switched_off_by_the_guides_line(host: Host) -> None:
+    try:
+        assert not any(post(host, "/api/features/disable")["features"].values())
+    finally:
+        assert all(post(host, "/api/features/enable")["features"].values())
+
+
+def test_a_hotfix_without_a_signature_is_refused_and_says_what_is_missing(host: Host) -> None:
+    with pytest.raises(AssertionError, match="signature"):
+        post(host, "/api/hotfix/apply", "{}")
+
+
+def test_the_guides_looks_at_the_host_show_something(host: Host, fleet: Fleet) -> None:
+    slot = fleet.status()["served"]["slot"]
+    with host.sudo():
+        assert "active (" in host.check_output("systemctl status trading-bot")
+        assert "trading-bot" in host.check_output(f"docker logs trading-bot-{slot} 2>&1")
+        assert host.run("find /var/log/trading-bot -mtime +30 -delete").rc == 0
+
+
+def test_the_guides_restart_brings_the_service_back(host: Host, fleet: Fleet) -> None:
+    with host.sudo():
+        assert host.run("systemctl restart trading-bot").rc == 0
+    done = fleet.play("deploy.yml")
+    assert done.code == 0, done.output
+    assert order(fleet, "single-4").status_code == 201
+
+
+def test_monitoring_sees_every_part_of_the_host(host: Host) -> None:
+    answer = json.loads(host.check_output("curl -sSg 'http://10.206.2.21:9090/api/v1/query?query=up'"))
+    found = {result["metric"]["job"]: result["value"][1] for result in answer["data"]["result"]}
+    assert {job for job, up in found.items() if up != "1"} == set()
+    assert found.keys() >= {"app", "haproxy", "nats", "node", "redis"}
