@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 import urllib.parse
+import urllib.request
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -175,7 +177,7 @@ RULES = {
 
 
 class Prometheus(Server):
-    def __init__(self, directory: Path, fleet: Fleet) -> None:
+    def __init__(self, directory: Path, fleet: Fleet, alertmanager: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -183,6 +185,9 @@ class Prometheus(Server):
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": ["rules.yml"],
+            "alerting": {
+                "alertmanagers": [{"static_configs": [{"targets": [alertmanager] if alertmanager else []}]}]
+            },
             "scrape_configs": [{"job_name": "fleet", "static_configs": fleet.targets()}],
         }
         (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -196,6 +201,35 @@ class Prometheus(Server):
             f"--storage.tsdb.path={directory / 'data'}", f"--web.listen-address=127.0.0.1:{port}",
         ]  # fmt: skip
         super().__init__(command, port, directory / "prometheus.log")
+
+
+class Alertmanager(Server):
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        config = directory / "alertmanager.yml"
+        config.write_text(
+            yaml.safe_dump({"route": {"receiver": "nobody"}, "receivers": [{"name": "nobody"}]})
+        )
+        command = [
+            need("prometheus-alertmanager"), f"--config.file={config}", f"--storage.path={directory}",
+            f"--web.listen-address={self.address}", "--cluster.listen-address=",
+        ]  # fmt: skip
+        super().__init__(command, port, directory / "alertmanager.log")
+
+    def silence(self, name: str) -> None:
+        """For an hour, every alert of this name."""
+        now = datetime.now(UTC)
+        body = {
+            "matchers": [{"name": "alertname", "value": name, "isRegex": False}],
+            "startsAt": now.isoformat(), "endsAt": (now + timedelta(hours=1)).isoformat(),
+            "createdBy": "desk", "comment": "known",
+        }  # fmt: skip
+        request = urllib.request.Request(f"http://{self.address}/api/v2/silences", json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert answer.status == 200
 
 
 class Page(Server):

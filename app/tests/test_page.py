@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from page_servers import HOSTILE, PASSWORD, Fleet, Page, Prometheus, shown
+from page_servers import HOSTILE, PASSWORD, Alertmanager, Fleet, Page, Prometheus, shown
 from trading_bot.errors import ConfigError
 from trading_bot.page import plots, settings
 from trading_bot.page.login import SESSIONS, TRIES, WINDOW, Door, fits, hashed, is_hash
@@ -162,6 +162,28 @@ def test_alerts_are_shown_the_worst_first_but_for_the_one_that_always_fires(page
     assert alerts[0]["summary"] == f"Account {HOSTILE} is odd"
     assert (alerts[0]["value"], alerts[0]["threshold"]) == ("1", "0")
     assert page.view(cookie)["watched"] is True
+
+
+def test_a_silenced_alert_says_so_and_stands_last(fleet: Fleet, tmp_path: Path) -> None:
+    alertmanager = Alertmanager(tmp_path / "alertmanager")
+    prometheus = Prometheus(tmp_path / "prometheus", fleet, alertmanager.address)
+    page = Page(tmp_path / "page", prometheus.url, alertmanager=f"http://{alertmanager.address}")
+    try:
+        alertmanager.start()
+        alertmanager.silence("Hostile")
+        prometheus.start()
+        page.start()
+        cookie = page.cookie()
+
+        def both() -> list[tuple[str, bool]] | None:
+            found = [(alert["name"], alert["quiet"]) for alert in page.view(cookie)["alerts"]]
+            return found if len(found) == 2 and any(quiet for _, quiet in found) else None
+
+        assert until(both, 30, "both alerts, one of them silenced") == [("Script", False), ("Hostile", True)]
+    finally:
+        page.kill()
+        prometheus.kill()
+        alertmanager.kill()
 
 
 def test_without_a_session_nothing_is_shown(page: Page) -> None:
