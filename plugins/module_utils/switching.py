@@ -57,12 +57,12 @@ def request(
     hotfix_id: str = "",
     any_id: bool = False,
 ) -> dict[str, Any]:
-    """What is wanted: {operation, action, path, body, wanted, does, done, undo, error}. Never raises; error is a sentence.
+    """What is wanted: {operation, action, path, body, wanted, does, done, undo, error}. Never raises; error is a sentence, or empty.
 
     ``wanted`` is what ``missing`` compares with. ``signed`` is a hotfix as ``trading-bot hotfix sign`` prints it; with ``any_id``
     another one with the same settings does as well.
     """
-    answer: dict[str, Any] = {"operation": operation, "action": action, "error": None}
+    answer: dict[str, Any] = {"operation": operation, "action": action, "error": ""}
     try:
         answer.update(_request(operation, action, reason, by, features, signed, hotfix_id, any_id))
     except SwitchError as error:
@@ -187,7 +187,7 @@ def plan(asked: Mapping[str, Any], looks: Mapping[str, Any], fleet: Sequence[str
         "reached": [host for host in looks if host not in unreachable],
         "unreachable": unreachable,
         "undo": asked.get("undo", ""),
-        "error": asked.get("error"),
+        "error": asked.get("error", ""),
     }
     if answer["error"]:
         return answer

@@ -42,7 +42,7 @@ FLEET = ["app1", "app2"]
 
 def test_the_reason_goes_along_with_who_gives_it() -> None:
     assert HALT["body"] == {"reason": "prices look wrong (by alice@control)"}
-    assert HALT["error"] is None
+    assert HALT["error"] == ""
     assert "resume" in HALT["undo"]
 
 
@@ -82,7 +82,7 @@ def test_core_features_are_the_apps() -> None:
 
 def test_the_first_that_answers_is_told_whatever_the_others_do() -> None:
     found = plan(HALT, {"app1": UNREACHABLE, "app2": looked(blue=SILENT, green=SEEN)}, [*FLEET, "app3"])
-    assert found["error"] is None
+    assert found["error"] == ""
     assert found["by"] == {"host": "app2", "slot": "green"}
     assert (found["reached"], found["unreachable"]) == (["app2"], ["app1"])
     text = "\n".join(found["what"])
