@@ -1,0 +1,157 @@
+"""The emergency operations on a fleet that serves, and on what is left of one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import requests
+from conftest import LAB, Fleet, Run
+from test_orders import ACCOUNT, order, post, secret
+from test_paper_venue import FINAL, seen, within
+
+PORTS = (18080, 18081)
+
+
+def on(host: str, command: str) -> None:
+    subprocess.run(["docker", "exec", f"{LAB}-{host}", "sh", "-c", command], check=True)
+
+
+@contextmanager
+def broken(host: str, breaks: str, mends: str) -> Iterator[None]:
+    on(host, breaks)
+    try:
+        yield
+    finally:
+        on(host, mends)
+
+
+def statuses(fleet: Fleet) -> dict[str, dict[str, Any]]:
+    """What every instance says of itself, by its host and port."""
+    found = {}
+    for host, address in fleet.private.items():
+        for port in PORTS if host.startswith("app") else ():
+            try:
+                headers = {"Authorization": f"Bearer {secret('api_operator_token')}"}
+                found[f"{host}:{port}"] = requests.get(f"http://{address}:{port}/api/status", headers=headers, timeout=5).json()
+            except requests.ConnectionError:
+                continue
+    return found
+
+
+def modes(fleet: Fleet) -> set[str]:
+    return {status["mode"] for status in statuses(fleet).values()}
+
+
+def operations(host: str) -> list[dict[str, Any]]:
+    log = subprocess.run(
+        ["docker", "exec", f"{LAB}-{host}", "tail", "-n", "2", "/var/lib/trading-bot/operations.jsonl"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [json.loads(line) for line in log.stdout.splitlines()]
+
+
+def done(run: Run, *words: str) -> Run:
+    assert run.code == 0, run.output
+    assert not [word for word in words if word not in run.output], run.output
+    assert secret("api_operator_token") not in run.output
+    return run
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_switched(fleet: Fleet) -> Iterator[None]:
+    """A test that fails must leave a fleet that trades."""
+    yield
+    address = next(status for status in statuses(fleet) if status)
+    host, port = address.split(":")
+    headers = {"Authorization": f"Bearer {secret('api_operator_token')}"}
+    for path in ("trading/resume", "degradation/disable", "features/enable"):
+        url = f"http://{fleet.private[host]}:{port}/api/{path}"
+        assert requests.post(url, json={"reason": "a test is over"}, headers=headers, timeout=5).status_code == 200
+
+
+def test_check_says_who_would_be_told_and_changes_nothing(fleet: Fleet) -> None:
+    done(fleet.play("halt.yml", "--check", "--diff"), "Halts all trading", "is told", "nothing was changed")
+    assert modes(fleet) == {"normal"}
+
+
+def test_trading_is_halted_and_resumed_with_what_is_left_of_the_fleet(fleet: Fleet) -> None:
+    """No load balancer, one app host that cannot be reached, and any other but the last one stopped."""
+    hosts = sorted(host for host in fleet.private if host.startswith("app"))
+    unreachable, *stopped, last = hosts
+    with (
+        broken("lb1", "systemctl stop haproxy", "systemctl start haproxy"),
+        broken(unreachable, "systemctl stop ssh; pkill sshd", "systemctl start ssh"),
+    ):
+        for host in stopped:
+            on(host, "systemctl stop trading-bot")
+        try:
+            done(fleet.play("halt.yml", "-e", "halt_reason=drill"), f"{last}: ", "halted", f"{unreachable}: cannot be reached")
+            found = statuses(fleet)
+            # It could not be asked, and follows by itself.
+            assert {name.split(":")[0] for name in found} == {unreachable, last}
+            assert modes(fleet) == {"halted"}
+            begin, end = operations(last)
+            assert (begin["operation"], begin["event"], end["event"], end["result"]) == ("halt", "begin", "end", "changed")
+            done(fleet.play("halt.yml"), "Nothing to do", "halted")
+            assert operations(last)[1]["result"] == "nothing"
+        finally:
+            for host in stopped:
+                on(host, "systemctl start trading-bot")
+    within(20, lambda: post(fleet, order()).status_code == 503, "the load balancer is back, and nobody trades")
+    refused = fleet.play("halt.yml", "-e", "halt_action=resume")
+    assert refused.code != 0
+    assert "halt_reason is missing" in refused.output
+    done(fleet.play("halt.yml", "-e", "halt_action=resume", "-e", "halt_reason=drill"), "not halted")
+    assert modes(fleet) == {"normal"}
+    within(20, lambda: post(fleet, order()).status_code == 201, "orders are taken again")
+
+
+def test_degraded_only_what_reduces_is_taken(fleet: Fleet) -> None:
+    def market(**changes: Any) -> dict[str, Any]:
+        body = order(type="market", **changes)
+        del body["price"]
+        return body
+
+    opened = market()
+    assert post(fleet, opened).status_code == 201
+    within(20, lambda: seen(fleet, opened["client_order_id"])["status"] in FINAL, "there is a position")
+    done(fleet.play("degrade.yml"), "reduce-only", "degrade_action=disable")
+    more = post(fleet, market())
+    assert (more.status_code, more.json()["rule"]) == (422, "degraded")
+    assert post(fleet, market(side="sell", reduce_only=True)).status_code == 201
+    done(fleet.play("degrade.yml", "-e", "degrade_action=disable", "-l", "app2"), "Not asked, because of -l", "app1")
+    assert modes(fleet) == {"normal"}
+    assert post(fleet, market()).status_code == 201
+
+
+def test_features_are_off_and_the_way_back_names_them(fleet: Fleet) -> None:
+    def listed() -> int:
+        headers = {"Authorization": f"Bearer {secret('api_desk_token')}", "X-Account-Id": ACCOUNT}
+        return requests.get(f"{fleet.url}/api/orders", headers=headers, timeout=10).status_code
+
+    done(fleet.play("features.yml", "-e", "features_list=order_listing"), "features_action=enable -e features_list=order_listing")
+    assert listed() == 503
+    assert post(fleet, order()).status_code == 201
+    done(fleet.play("features.yml", "-e", "features_action=enable"), "order_listing")
+    assert listed() == 200
+
+
+def test_a_hotfix_tightens_a_limit_once_and_is_taken_back(fleet: Fleet) -> None:
+    given = ("-e", "hotfix_set=risk.max_order_notional=10", "-e", "hotfix_reason=drill", "-e", "hotfix_for=10m")
+    done(fleet.play("hotfix.yml", *given, "-e", "hotfix_id=drill"), "in force", "hotfix_action=revert -e hotfix_id=drill")
+    try:
+        refused = post(fleet, order(quantity="0.01"))
+        assert (refused.status_code, refused.json()["rule"]) == (422, "max_order_notional")
+        done(fleet.play("hotfix.yml", *given), "Nothing to do")
+    finally:
+        run = fleet.play("hotfix.yml", "-e", "hotfix_action=revert", "-e", "hotfix_id=drill")
+    done(run, "not in force")
+    assert not any(status["hotfixes"] for status in statuses(fleet).values())
+    assert post(fleet, order(quantity="0.01")).status_code == 201
