@@ -57,7 +57,7 @@ def request(
     hotfix_id: str = "",
     any_id: bool = False,
 ) -> dict[str, Any]:
-    """What is wanted: {operation, action, path, body, wanted, does, done, undo, error}. Never raises; what is wrong is in ``error``.
+    """What is wanted: {operation, action, path, body, wanted, does, done, undo, error}. Never raises; ``error`` is a sentence.
 
     ``wanted`` is what ``missing`` compares with. ``signed`` is a hotfix as ``trading-bot hotfix sign`` prints it; with ``any_id``
     another one with the same settings does as well.
@@ -299,11 +299,14 @@ def _nobody(asked: Mapping[str, Any], looks: Mapping[str, Any]) -> str:
 # Whether all follow
 
 
-def outcome(asked: Mapping[str, Any], planned: Mapping[str, Any], looks: Mapping[str, Any]) -> dict[str, Any]:
+def outcome(asked: Mapping[str, Any], planned: Mapping[str, Any], refused: str, looks: Mapping[str, Any]) -> dict[str, Any]:
     """How it ended: {result: changed, nothing or failed, told: a sentence per host, late: those that do not follow}.
 
-    ``looks`` are the module's results by host, of those that were reached, after the change; none in check mode.
+    ``refused`` is why the one that was told did not do it, or empty. ``looks`` are the module's results by host, of those that were reached, after the change; none in check mode.
     """
+    if refused:
+        why = f"{planned['by']['host']}: {refused}"
+        return {"result": "failed", "told": [why], "late": [why]}
     if not looks:
         return {"result": "nothing", "told": ["A check: nobody was told, and nothing was changed"], "late": []}
     told, late = [], []
