@@ -302,8 +302,8 @@ def _nobody(asked: Mapping[str, Any], looks: Mapping[str, Any]) -> str:
 def outcome(asked: Mapping[str, Any], planned: Mapping[str, Any], refused: str, looks: Mapping[str, Any]) -> dict[str, Any]:
     """How it ended: {result: changed, nothing or failed, told: a sentence per host, late: those that do not follow}.
 
-    ``refused`` is why the one that was told did not do it, or empty. ``looks`` are the module's results by host, of those that were
-    reached, after the change; none in check mode.
+    ``refused`` is why the one that was told did not do it, or empty. ``looks`` are the module's results by host, of those
+    that were reached, after the change; none in check mode.
     """
     if refused:
         why = f"{planned['by']['host']}: {refused}"
