@@ -57,7 +57,7 @@ def request(
     hotfix_id: str = "",
     any_id: bool = False,
 ) -> dict[str, Any]:
-    """What is wanted: {operation, action, path, body, wanted, does, done, undo, error}. Never raises; error is a sentence, or empty.
+    """What is wanted: {operation, action, path, body, wanted, does, done, undo, error}. Never raises; ``error`` is a sentence.
 
     ``wanted`` is what ``missing`` compares with. ``signed`` is a hotfix as ``trading-bot hotfix sign`` prints it; with ``any_id``
     another one with the same settings does as well.
@@ -97,19 +97,20 @@ def _request(
         wanted = {"features": names, **wanted}
         if names:
             body["features"] = names
-        does = f"{does} {', '.join(names) or 'every feature that is not core'}"
+        meant = ", ".join(names) or "every feature that is not core"
+        does, done = f"{does} {meant}", f"{meant} {done}"
     elif operation == "hotfix" and action == "apply":
         payload, body = _signed(signed)
         settings = payload["settings"]
         wanted = {"hotfix": payload["id"], "settings": settings, "any_id": any_id}
         shown = ", ".join(f"{name}={value}" for name, value in sorted(settings.items()))
-        does = f"Applies the hotfix {payload['id']}: {shown}"
+        does, done = f"Applies the hotfix {payload['id']}: {shown}", f"{shown} in force"
         undo = f"ansible-playbook hotfix.yml -e hotfix_action=revert -e hotfix_id={payload['id']}"
     elif operation == "hotfix":
         if not hotfix_id:
             raise SwitchError("hotfix_id is missing: name the hotfix to end, as in -e hotfix_id=tight")
         wanted, body["id"] = {"hotfix": hotfix_id, "settings": None, "any_id": False}, hotfix_id
-        does = f"Ends the hotfix {hotfix_id}"
+        does, done = f"Ends the hotfix {hotfix_id}", f"{hotfix_id} not in force"
         undo = "apply it again: ansible-playbook hotfix.yml -e hotfix_file=<its signed file>"
     return {"path": path, "body": body, "wanted": wanted, "does": does, "done": done, "undo": undo}
 
@@ -251,9 +252,10 @@ def _undo(asked: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
 def _what(asked: Mapping[str, Any], found: Mapping[str, Any], looks: Mapping[str, Any], fleet: Sequence[str]) -> list[str]:
     by = found["by"]
     if found["needed"]:
-        what = [f"{asked['does']}. For the whole fleet, kept in Redis, it survives restarts; {by['host']} ({by['slot']}) is told"]
+        told = f"{by['host']} ({by['slot']}) is told"
+        what = [f"{asked['does']}. That is for the whole fleet, and survives restarts. {told}"]
     else:
-        what = [f"Nothing to do, the fleet has it so already: {by['host']} ({by['slot']}) is {asked['done']}"]
+        what = [f"Nothing to do, {by['host']} ({by['slot']}) says that it is so: {asked['done']}"]
     left = [host for host in fleet if host not in looks]
     if left:
         what.append(f"Not asked, because of -l, which limits who is asked and not whom it is for: {', '.join(left)}")
@@ -297,11 +299,15 @@ def _nobody(asked: Mapping[str, Any], looks: Mapping[str, Any]) -> str:
 # Whether all follow
 
 
-def outcome(asked: Mapping[str, Any], planned: Mapping[str, Any], looks: Mapping[str, Any]) -> dict[str, Any]:
+def outcome(asked: Mapping[str, Any], planned: Mapping[str, Any], refused: str, looks: Mapping[str, Any]) -> dict[str, Any]:
     """How it ended: {result: changed, nothing or failed, told: a sentence per host, late: those that do not follow}.
 
-    ``looks`` are the module's results by host, of those that were reached, after the change; none in check mode.
+    ``refused`` is why the one that was told did not do it, or empty. ``looks`` are the module's results by host, of those
+    that were reached, after the change; none in check mode.
     """
+    if refused:
+        why = f"{planned['by']['host']}: {refused}"
+        return {"result": "failed", "told": [why], "late": [why]}
     if not looks:
         return {"result": "nothing", "told": ["A check: nobody was told, and nothing was changed"], "late": []}
     told, late = [], []

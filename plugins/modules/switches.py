@@ -165,7 +165,7 @@ def tell(module: AnsibleModule, slots: Slots) -> None:
     except (OSError, http.client.HTTPException) as error:
         module.fail_json(msg=f"{slot} did not answer {path}: {error}. Run this again: it tells another one")
     if code != 200:
-        module.fail_json(msg=f"{slot} {refused(code, body)}. Nothing was changed")
+        module.fail_json(msg=f"{slot} {refused(code, body)}; nothing was changed")
     module.exit_json(changed=True, answer=json.loads(body))
 
 

@@ -164,19 +164,25 @@ def test_a_hotfix_that_is_over_needs_no_end() -> None:
 def test_an_instance_that_does_not_follow_is_named() -> None:
     planned = plan(HALT, {"app1": looked(blue=SEEN), "app2": looked(blue=SEEN), "app3": UNREACHABLE}, FLEET)
     halted = {**SEEN, "halted": True}
-    ended = outcome(HALT, planned, {"app1": looked(blue=halted, green=SILENT), "app2": looked(blue=SEEN, green=halted)})
+    ended = outcome(HALT, planned, "", {"app1": looked(blue=halted, green=SILENT), "app2": looked(blue=SEEN, green=halted)})
     assert ended["result"] == "failed"
     assert ended["late"] == ["app2 blue: it is not halted"]
     assert ended["told"][0] == "app1: blue halted"
     assert ended["told"][1].startswith("app2: blue NOT: it is not halted, green halted")
     assert "app3: cannot be reached" in ended["told"][2]
-    assert outcome(HALT, planned, {"app1": looked(blue=halted)})["result"] == "changed"
-    assert outcome(HALT, {**planned, "needed": []}, {"app1": looked(blue=halted)})["result"] == "nothing"
+    assert outcome(HALT, planned, "", {"app1": looked(blue=halted)})["result"] == "changed"
+    assert outcome(HALT, {**planned, "needed": []}, "", {"app1": looked(blue=halted)})["result"] == "nothing"
+
+
+def test_a_refusal_is_how_it_ended() -> None:
+    planned = plan(HALT, {"app1": looked(blue=SEEN)}, ["app1"])
+    ended = outcome(HALT, planned, "blue answered 403", {})
+    assert (ended["result"], ended["late"]) == ("failed", ["app1: blue answered 403"])
 
 
 def test_in_check_mode_nothing_is_said_to_have_changed() -> None:
     planned = plan(HALT, {"app1": looked(blue=SEEN)}, ["app1"])
-    assert outcome(HALT, planned, {})["result"] == "nothing"
+    assert outcome(HALT, planned, "", {})["result"] == "nothing"
 
 
 # The module
