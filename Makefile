@@ -56,6 +56,8 @@ lock: ## the control node's locks anew: from the .in files and the app's own loc
 
 # Anything else that is typed.
 .DEFAULT:
-	@echo "There is no 'make $@'. There is:" >&2
+	@python3 -c 'import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys.argv[2:]); \
+	  print(f"There is no make {sys.argv[1]}." + (" Did you mean make " + " or make ".join(near) + "?" if near else "") + " There is:")' \
+	  $@ $$(awk -F: '/^[a-z-]+:.*## /{print $$1}' $(MAKEFILE_LIST)) >&2
 	@$(MAKE) --no-print-directory help >&2
 	@exit 2
