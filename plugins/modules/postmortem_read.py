@@ -14,8 +14,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ansible.module_utils import postmortem
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.postmortem import alert_step, alerts, app_log, journal, operations, releases, unit_log
 
 DOCUMENTATION = r"""
 module: postmortem_read
@@ -109,7 +109,7 @@ def app_events(directory: str, since: float, until: float) -> list[dict[str, Any
         for path in log_files(directory, since):
             yield from lines_of(path)
 
-    return postmortem.app_log(lines(), since, until)
+    return app_log(lines(), since, until)
 
 
 def unit_events(units: list[str], since: float, until: float) -> list[dict[str, Any]]:
@@ -124,7 +124,7 @@ def unit_events(units: list[str], since: float, until: float) -> list[dict[str, 
         raise OSError(f"journalctl did not answer in {TIMEOUT} s") from None
     if done.returncode != 0 and done.stderr.strip():
         raise OSError(done.stderr.strip())
-    return postmortem.unit_log(done.stdout.splitlines(), since, until)
+    return unit_log(done.stdout.splitlines(), since, until)
 
 
 def release_events(root: str, since: float, until: float) -> list[dict[str, Any]]:
@@ -137,7 +137,7 @@ def release_events(root: str, since: float, until: float) -> list[dict[str, Any]
     for link in sorted(glob.glob(os.path.join(glob.escape(root), "slots", "*"))):
         if os.path.islink(link):
             slots[os.path.basename(link)] = (os.path.basename(os.readlink(link)), os.lstat(link).st_mtime)
-    return postmortem.releases(found, slots, since, until)
+    return releases(found, slots, since, until)
 
 
 def alert_events(url: str, since: float, until: float) -> list[dict[str, Any]]:
@@ -145,10 +145,10 @@ def alert_events(url: str, since: float, until: float) -> list[dict[str, Any]]:
     if not url:
         return []
     query = {"query": 'ALERTS{alertstate="firing"}', "start": f"{since:.0f}", "end": f"{until:.0f}"}
-    query["step"] = str(postmortem.alert_step(since, until))
+    query["step"] = str(alert_step(since, until))
     # An address of the fleet's own, from its inventory.
     with urllib.request.urlopen(f"{url}/api/v1/query_range?{urllib.parse.urlencode(query)}", timeout=TIMEOUT) as answer:  # noqa: S310
-        return postmortem.alerts(json.load(answer), since, until)
+        return alerts(json.load(answer), since, until)
 
 
 def main() -> None:
@@ -168,13 +168,13 @@ def main() -> None:
     given = module.params
     since, until = given["since"], given["until"]
 
-    def journal() -> list[dict[str, Any]]:
+    def journals() -> list[dict[str, Any]]:
         names = ("journal.1.jsonl", "journal.jsonl")
-        return [e for name in names for e in postmortem.journal(lines_of(os.path.join(given["journal"], name)), since, until)]
+        return [e for name in names for e in journal(lines_of(os.path.join(given["journal"], name)), since, until)]
 
     sources: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        given["operations"]: lambda: postmortem.operations(lines_of(given["operations"]), since, until),
-        given["journal"]: journal,
+        given["operations"]: lambda: operations(lines_of(given["operations"]), since, until),
+        given["journal"]: journals,
         given["logs"]: lambda: app_events(given["logs"], since, until),
         "systemd's journal": lambda: unit_events(given["units"], since, until),
         given["root"]: lambda: release_events(given["root"], since, until),
