@@ -58,7 +58,7 @@ def asked(fingerprint: str) -> str:
     return text
 
 
-def _told(fields: Mapping[str, Any], hidden: Sequence[str]) -> str:
+def _told(fields: Mapping[str, Any], hidden: Sequence[str], *, scaled: bool = False) -> str:
     words = []
     for name, value in fields.items():
         if name in hidden or value in (None, "", [], {}):
@@ -67,7 +67,11 @@ def _told(fields: Mapping[str, Any], hidden: Sequence[str]) -> str:
             words.append(asked(str(value)))
         else:
             text = (
-                amount(value) if name in _SCALED else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                amount(value)
+                if scaled and name in _SCALED
+                else value
+                if isinstance(value, str)
+                else json.dumps(value, ensure_ascii=False)
             )
             words.append(f"{name} {text}")
     return ", ".join(words)
@@ -91,7 +95,7 @@ def stream_time(entry: str) -> Optional[float]:
 
 def audit_event(entry: str, fields: Mapping[str, str], source: str = "audit") -> dict[str, Any]:
     """A line of a stream of the ledger as an event."""
-    told = _told(fields, ("e", "account", "order", "at", "limits", "marks", "cash"))
+    told = _told(fields, ("e", "account", "order", "at", "limits", "marks", "cash"), scaled=True)
     return {
         "at": stream_time(entry) or 0.0,
         "source": source,
@@ -113,9 +117,7 @@ def log_events(lines: Iterable[str], account: str, order: str) -> list[dict[str,
         at = seconds(entry.get("at")) if isinstance(entry, dict) else None
         if at is None or entry.get("account") != account:
             continue
-        told = _told(
-            {name: value for name, value in entry.items() if name not in _SCALED}, ("at", "event", "account", "instance")
-        )
+        told = _told(entry, ("at", "event", "account", "order", "instance", "slot"))
         found.append({"at": at, "source": f"log {entry.get('slot') or ''}".strip(), "text": f"{entry.get('event')}: {told}"})
     return found
 
@@ -139,7 +141,7 @@ def ledger_state(fields: Mapping[str, str]) -> str:
         if not name.startswith("t:") and name not in ("decision", "fence", "at", "sent")
     }
     shown["state"] = shown.pop("st", "?")
-    return _told(shown, ())
+    return _told(shown, (), scaled=True)
 
 
 def api_state(answer: Any) -> str:

@@ -142,7 +142,8 @@ def read_audit(redis: RedisConnection, begins: int, given: dict[str, Any], told:
         chunk = redis.call("XRANGE", "trading:audit", start, until, "COUNT", str(CHUNK))
         for entry, flat in chunk:
             fields = pairs(flat)
-            if not is_of(fields, given["account"], given["order"]):
+            late = until != "+" and (stream_time(entry) or 0) * 1000 > int(until)
+            if late or not is_of(fields, given["account"], given["order"]):
                 continue
             found = True
             told.events.append(audit_event(entry, fields))
