@@ -1,7 +1,7 @@
 # The few commands that people type. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test lint unit molecule bench env tools engine image lab lock
+.PHONY: help demo demo-down logs test lint unit molecule bench env tools engine image lab lock
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
@@ -14,6 +14,9 @@ demo: lab ## everything from nothing: the fleet, a first release, orders through
 
 demo-down: ## remove the lab, leave nothing behind
 	@lab/down.sh
+
+logs: ## follow the logs of all hosts at once; LIMIT=app SINCE=10m INVENTORY=... narrow it
+	@bin/follow_logs.py $(if $(LIMIT),--limit '$(LIMIT)') $(if $(SINCE),--since $(SINCE)) $(if $(INVENTORY),--inventory $(INVENTORY))
 
 test: env tools engine image ## all set-up and every test
 	@tests/run.py lint unit molecule

@@ -293,7 +293,8 @@ def _cell(text: str) -> str:
 
 def _table(events: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
-        f"| {clock(event['at'])} | {event['source']} | {', '.join(event['hosts'])} | {_cell(event['text'])} |" for event in events
+        f"| {clock(event['at'])} | {event['source']} | {', '.join(sorted(event['hosts']))} | {_cell(event['text'])} |"
+        for event in events
     ]
     return ["| UTC | from | hosts | what |", "|---|---|---|---|", *rows, ""]
 

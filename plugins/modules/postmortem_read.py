@@ -132,7 +132,7 @@ def release_events(root: str, since: float, until: float) -> list[dict[str, Any]
     found = []
     for path in sorted(glob.glob(os.path.join(glob.escape(root), "releases", "*", "release.json"))):
         with open(path, encoding="utf-8") as file:
-            found.append({**json.load(file), "placed_at": os.stat(os.path.dirname(path)).st_mtime})
+            found.append({**json.load(file), "placed_at": os.stat(path).st_mtime})
     slots = {}
     for link in sorted(glob.glob(os.path.join(glob.escape(root), "slots", "*"))):
         if os.path.islink(link):

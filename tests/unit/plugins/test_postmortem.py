@@ -217,7 +217,7 @@ def test_a_host_is_read_with_what_was_rotated_and_what_it_does_not_have_is_no_er
     placed = root / "releases" / "1.0-a"
     placed.mkdir(parents=True)
     (placed / "release.json").write_text('{"id": "1.0-a", "config_sha256": "cc"}')
-    os.utime(placed, (SINCE + 60, SINCE + 60))
+    os.utime(placed / "release.json", (SINCE + 60, SINCE + 60))
     state = {"operations": str(tmp_path / "none.jsonl"), "journal": str(tmp_path / "none"), "logs": str(logs), "root": str(root)}
     told = run_module("postmortem_read", {"since": SINCE, "until": NOW, **state})
     assert not told["changed"]
