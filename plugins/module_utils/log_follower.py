@@ -58,7 +58,7 @@ class File:
         return not line.startswith(STAMP) or self._stamp(line) >= self._since
 
     def _begin(self, file: BinaryIO, size: int) -> int:
-        """Where to begin: at the start of a line before all that is wanted, found from the end; at the end where no line has a time."""
+        """Where to begin: at a line before all that is wanted, found from the end; at the end where no line has a time."""
         place, stamped = size, False
         while place > 0:
             place = max(0, place - CHUNK)
