@@ -100,6 +100,8 @@ def follow(
             command.terminate()
         for command in commands:
             command.wait()
+            if command.stdout is not None:
+                command.stdout.close()
 
 
 def _to_stdout(line: bytes) -> None:
