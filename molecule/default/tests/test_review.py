@@ -79,7 +79,7 @@ def test_an_order_that_is_not_named_stops_before_a_host_is_asked(fleet: Fleet) -
 
 def test_a_review_has_what_operators_did_and_what_the_fleet_runs(fleet: Fleet, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    given = ("-e", "postmortem_from=6h", "-e", f"postmortem_to_file={page}")
+    given = ("-e", "postmortem_from=2h", "-e", f"postmortem_to_file={page}")
     checked = fleet.play("postmortem.yml", *given, "--check", "--diff")
     assert checked.code == 0, checked.output
     assert not page.exists()
