@@ -95,7 +95,8 @@ notes: {description: What could not be read, type: list, elements: str, returned
 
 TIMEOUT = 10.0
 #: Lines of the audit that are read at a time, and at most.
-CHUNK, MOST = 1000, 2_000_000
+CHUNK = 1000
+MOST = 2_000_000
 
 
 class Told:
