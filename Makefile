@@ -1,7 +1,7 @@
 # The few commands that people type. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test lint unit molecule bench env tools engine image lab lock
+.PHONY: help demo demo-down logs test lint unit molecule bench env tools engine image lab lock
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
@@ -14,6 +14,9 @@ demo: lab ## everything from nothing: the fleet, a first release, orders through
 
 demo-down: ## remove the lab, leave nothing behind
 	@lab/down.sh
+
+logs: ## follow the logs of all hosts at once; LIMIT=app SINCE=10m INVENTORY=... narrow it
+	@bin/follow_logs.py $(if $(LIMIT),--limit '$(LIMIT)') $(if $(SINCE),--since $(SINCE)) $(if $(INVENTORY),--inventory $(INVENTORY))
 
 test: env tools engine image ## all set-up and every test
 	@tests/run.py lint unit molecule
@@ -56,6 +59,8 @@ lock: ## the control node's locks anew: from the .in files and the app's own loc
 
 # Anything else that is typed.
 .DEFAULT:
-	@echo "There is no 'make $@'. There is:" >&2
+	@python3 -c 'import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys.argv[2:]); \
+	  print(f"There is no make {sys.argv[1]}." + (" Did you mean make " + " or make ".join(near) + "?" if near else "") + " There is:")' \
+	  $@ $$(awk -F: '/^[a-z-]+:.*## /{print $$1}' $(MAKEFILE_LIST)) >&2
 	@$(MAKE) --no-print-directory help >&2
 	@exit 2

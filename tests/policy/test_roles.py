@@ -20,6 +20,8 @@ OTHER_STEPS = {
     "update_config": "the steps of a change of configuration, which its playbook calls one by one with tasks_from",
     "upgrade": "the steps of an upgrade, which its playbook calls one by one with tasks_from",
     "switch": "the steps of an emergency operation, which its playbooks call one by one with tasks_from",
+    "postmortem": "the steps of a review, which its playbook calls one by one with tasks_from",
+    "order": "what is asked of an order, which its playbook calls with tasks_from",
     "operation": "what an operator's playbook does first and last, with tasks_from",
 }
 

@@ -168,6 +168,7 @@ NO_VALIDATOR = {
     r"_password$|token_file \}\}$": "a line with a secret; what reads it says so if that is wrong",
     r"secrets_dir \}\}/\{\{ item\.key \}\}$": "a line with a secret; what reads it says so if that is wrong",
     r"\.(env|map)$": "plain keys and values",
+    r"^\{\{ __postmortem_file \}\}$": "a page for people",
     r"^\{\{ item\.dest \}\}$": "Grafana's settings, which it alone reads; the service step asks whether it is healthy",
     r"/\{\{ item\.name \}\}$": "plain keys and values",
 }

@@ -55,6 +55,29 @@ def test_a_writer_goes_on_after_a_rotation(host: Host) -> None:
     assert result.stdout.split() == ["after", "before"]
 
 
+def test_what_is_too_old_goes_also_beside_a_log_that_nobody_writes(host: Host) -> None:
+    """The file of an idle slot is empty, and what was rotated from it ends after 30 days all the same."""
+    script = f"""set -e
+        : > {LOG}; touch -d '-31 days' {LOG}-20200101.gz; touch -d '-3 days' {LOG}-20200102.gz
+        printf 'logrotate state -- version 2\\n"{LOG}" %s-0:0:0\\n' "$(date -d '-2 days' +%Y-%-m-%-d)" > /tmp/of-the-test.state
+        sed 's,/[*][.]log,/of-the-test.log,' /etc/logrotate.d/trading-bot > /tmp/of-the-test.conf
+        logrotate --state /tmp/of-the-test.state /tmp/of-the-test.conf
+        ls {LOG}-2020*
+        rm -f {LOG} {LOG}-*.gz /tmp/of-the-test.*"""
+    with host.sudo():
+        result = host.run(script)
+    assert result.rc == 0, result.stderr
+    assert result.stdout.split() == [f"{LOG}-20200102.gz"]
+
+
+def test_the_journal_is_kept_for_thirty_days(host: Host) -> None:
+    """The setting is the one that systemd would read."""
+    with host.sudo():
+        shown = host.check_output("systemd-analyze cat-config systemd/journald.conf")
+    settings = [line for line in shown.splitlines() if line.startswith(("MaxRetentionSec=", "MaxFileSec="))]
+    assert settings == ["MaxFileSec=1day", "MaxRetentionSec=30day"]
+
+
 def test_services_may_hold_many_files_open(host: Host) -> None:
     """Whoever is started from now on may open 65536 files, as may a login of the service user."""
     assert host.check_output("systemctl show --property DefaultLimitNOFILESoft --value") == "65536"
