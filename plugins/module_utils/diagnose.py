@@ -21,7 +21,7 @@ LIMITS: dict[str, float] = {
     "memory_percent": 85,
     "load_per_processor": 2,
     "redis_milliseconds": 50,
-    "redis_slow_seconds": 1,
+    "redis_slow_seconds": 5,
     "clock_seconds": 0.5,
     "stream_lag": 10000,
     "certificate_days": 14,
@@ -358,10 +358,10 @@ class _Judge:
         """A server that answers, and does not let the app in."""
         file = f"{answer.get('file') or 'its password'} of {release}"
         if answer.get("password_as_inventory") is False:
-            cause = f"wrong password: {file} is not what the inventory says"
+            cause = f"wrong password in {file}: it is not what the inventory says"
             mend = "ansible-playbook update-config.yml brings out the inventory's; put a file back that was changed by hand"
         else:
-            cause = f"wrong password or user: {server} has another one than {file}, which is what the inventory says"
+            cause = f"wrong password or user in {server}: {file} has what the inventory says, and is refused"
             mend = "ansible-playbook site.yml, which gives the servers the inventory's"
         return _finding("password", "critical", host, f"{server} refuses the app", cause, mend, [answer.get("error")])
 
@@ -438,7 +438,7 @@ class _Judge:
             for item in self.rows(self.fleet[asker], "reach")
             if item["service"] == "Redis" and item["outcome"] == "open"
         ]
-        if commands and took >= self.limits["redis_slow_seconds"] / 10:
+        if commands and took >= self.limits["redis_slow_seconds"] / 5:
             worst = commands[0]
             cause = f"slow commands hold it up: {worst['command']} took {worst['seconds']:g} s in {worst['count']} calls"
             mend = f"find who sends {worst['command']}: redis-cli --user operator CLIENT LIST and SLOWLOG GET on {host}"

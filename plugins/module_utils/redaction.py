@@ -19,7 +19,7 @@ SHORTEST = 6
 _KEY_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.*?(?:-----END \1-----|\Z)", re.DOTALL)
 _AGE_KEY = re.compile(r"AGE-SECRET-KEY-1[0-9A-Z]+")
 _NATS_SEED = re.compile(r"\bS[UAOCXN][A-Z2-7]{56}\b")
-_ARGUMENT = re.compile(r"(?P<keep>--?(?i:pass|password|token|secret|auth|requirepass)(?:[ =]+))(?!\*{8})[^\s\"']+")
+_ARGUMENT = re.compile(r"(?P<keep>(?<!\S)--?(?i:pass|password|token|secret|auth|requirepass)(?:[ =]+))(?!\*{8})[^\s\"']+")
 _HASH = re.compile(r"(?P<keep>\$2[aby]\$\d\d\$)[./A-Za-z0-9]{53}")
 
 

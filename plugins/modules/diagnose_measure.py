@@ -148,6 +148,8 @@ logs:
 """
 
 _UNIT = "LoadState,UnitFileState,ActiveState,SubState,NRestarts,Result,ExecMainStatus,ControlGroup"
+#: Seconds within which a slow command may be why Redis is slow now.
+_RECENT = 120
 _USED = ("enabled", "enabled-runtime")
 _RUNS = ("active", "activating", "reloading", "deactivating", "failed")
 _VERSIONS = {
@@ -445,7 +447,7 @@ def probes(params: Mapping[str, Any], since: float) -> dict[str, Callable[[], An
         found["slots"] = Slots(params["slots"], params["app_passwords"]).all
     if params["redis"]:
         redis, password = params["redis"], params["redis_password"]
-        recent = max(since, time.time() - 600)
+        recent = max(since, time.time() - _RECENT)
         found["redis"] = lambda: redis_state(redis["address"], int(redis["port"]), redis["user"], password, recent)
     if params["nats_monitor"]:
         found["nats"] = lambda: nats_state(params["nats_monitor"])

@@ -213,7 +213,7 @@ def certificate_expired(fleet: Fleet) -> Iterator[Arguments]:
 Fault = Callable[[Fleet], Any]
 #: What is done, the host of the finding, and words of its cause.
 FAULTS: list[tuple[Fault, str, str]] = [
-    (wrong_password, "app1", "wrong password: secrets/redis_password"),
+    (wrong_password, "app1", "wrong password in secrets/redis_password"),
     (bad_config, "app1", "max_leverage"),
     (nats_down, "data1", "it was stopped"),
     (port_closed, "app2", "a firewall on app2 turns it away"),
