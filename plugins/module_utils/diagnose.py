@@ -337,7 +337,7 @@ class _Judge:
         if config.get("status") == _BAD_CONFIG:
             lines = [line for line in str(config["output"]).splitlines() if line.strip()]
             cause = f"its own check refuses it: {lines[0] if lines else 'without a reason'}"
-            mend = f"mend the key in release_config, then {deploy}; a file changed by hand: ansible-playbook rollback.yml"
+            mend = f"mend the key in release_config, then {deploy}; if it was changed on {host} alone, put it back there"
             yield _finding("config", "critical", host, f"The configuration of {release} is wrong", cause, mend, lines[:5])
         kills = container.get("oom_events") or 0
         if container.get("oom_killed") or kills or unit.get("result") == "oom-kill" or unit.get("oom_kills"):
@@ -408,7 +408,9 @@ class _Judge:
             lines = [f"{name}: {line}" for name, text in rules.items() for line in blocking_rules(text, port)]
             if lines:
                 cause = f"a firewall on {host} turns it away: {lines[0]}"
-                mend = f"remove that rule on {host}; ansible {host} -b -a 'iptables -S' lists them"
+                mend = f"remove that rule on {host}"
+                if lines[0].startswith("iptables: -A "):
+                    mend = f"ansible {host} -b -a 'iptables -D {lines[0].split('-A ', 1)[1]}'"
                 return _finding("port", severity, host, what, cause, mend, [*told, *lines])
         cause = f"{service} listens on {target}, so something on the way turns it away: a firewall or a route between the hosts"
         return _finding("port", severity, target, what, cause, f"let {port}/tcp from {hosts} to {address} through", told)

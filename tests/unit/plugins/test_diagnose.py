@@ -155,6 +155,7 @@ def test_a_port_that_a_firewall_closes_is_told_with_the_rule(fleet: dict[str, An
     [found] = judged(fleet)
     assert (found["host"], found["what"]) == ("app1", "lb1 cannot reach The app in blue (app1:18080)")
     assert rule in found["cause"]
+    assert found["mend"] == f"ansible app1 -b -a 'iptables {rule.replace('-A', '-D', 1)}'"
 
 
 def test_a_port_that_is_closed_on_the_way_is_told_as_such(fleet: dict[str, Any]) -> None:
