@@ -26,14 +26,11 @@ _ARGUMENTS = {
     "before": {"type": "float", "required": True},
     "limits": {"type": "dict", "default": {}},
     "archive_to": {"type": "str", "default": ""},
-    "secrets": {"type": "list", "elements": "str", "default": [], "no_log": True},
 }
 
 
-def files_of(
-    measured: Mapping[str, Any], found: Sequence[Mapping[str, Any]], text: str, secrets: Sequence[str]
-) -> dict[str, str]:
-    """What an archive holds, by name, without secrets."""
+def files_of(measured: Mapping[str, Any], found: Sequence[Mapping[str, Any]], text: str) -> dict[str, str]:
+    """What an archive holds, by name. The hosts left out the secrets that they know; here goes what looks like one."""
     files = {"report.txt": text + "\n", "findings.json": json.dumps(found, indent=2)}
     for host, result in sorted(measured.items()):
         facts = dict(result.get("facts") or {"error": result.get("msg", "no answer")})
@@ -43,7 +40,7 @@ def files_of(
             files[f"{host}/figures.json"] = json.dumps(figures, indent=1)
         for name, log in sorted((result.get("logs") or {}).items()):
             files[f"{host}/{Path(name).name.removesuffix('.log')}.log"] = log
-    return {name: redaction.redacted(content, secrets) for name, content in files.items()}
+    return {name: redaction.redacted(content) for name, content in files.items()}
 
 
 def write(path: Path, files: Mapping[str, str], now: float) -> None:
@@ -83,7 +80,7 @@ class ActionModule(ActionBase):
             path = Path(given["archive_to"]).expanduser() / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now))}.tar.gz"
             text = diagnose.table(found, list(measured))
             try:
-                write(path, files_of(measured, found, text, given["secrets"]), now)
+                write(path, files_of(measured, found, text), now)
             except OSError as error:
                 raise AnsibleActionFail(f"the archive {path} cannot be written: {error.strerror}") from error
         text = diagnose.table(found, list(measured), str(path or ""))

@@ -27,11 +27,6 @@ options:
     description: The directory on the control node that archives go to, made where it is missing; empty keeps none.
     type: path
     default: ""
-  secrets:
-    description: Values that no archive may have; the hosts have left them out already.
-    type: list
-    elements: str
-    default: []
 attributes:
   check_mode:
     support: full

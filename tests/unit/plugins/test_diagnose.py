@@ -398,10 +398,10 @@ def test_a_host_needs_the_ports_of_its_groups() -> None:
 
 def test_an_archive_has_report_facts_figures_and_logs_and_no_secret(fleet: dict[str, Any], tmp_path: Path) -> None:
     fleet["data1"]["facts"]["series"] = {"up": {"result": []}}
-    fleet["data1"]["logs"] = {"nats-server.service": "user trading_bot: hunter2hunter2", "trading-bot-blue.log": "x"}
+    fleet["data1"]["logs"] = {"nats-server.service": "password: hunter2hunter2", "trading-bot-blue.log": "x"}
     fleet["app2"] = {"unreachable": True, "msg": "No route to host"}
     path = tmp_path / "new" / "20261128T000000Z.tar.gz"
-    report.write(path, report.files_of(fleet, [], "nothing found", ["hunter2hunter2"]), NOW)
+    report.write(path, report.files_of(fleet, [], "nothing found"), NOW)
     assert path.stat().st_mode & 0o777 == 0o600
     with tarfile.open(path) as archive:
         texts = {}
