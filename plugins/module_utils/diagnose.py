@@ -260,19 +260,19 @@ class _Judge:
         if not clock:
             return
         servers = clock["servers"]
-        offsets = [(item["offset"], f"by the time server {item['server']}") for item in servers if not item["error"]]
+        offsets = [(item["offset"], f"says the time server {item['server']}") for item in servers if not item["error"]]
         if clock["chrony_offset"] is not None:
-            offsets.append((clock["chrony_offset"], "by chrony"))
+            offsets.append((clock["chrony_offset"], "says chrony"))
         at_least, at_most = facts["time"] - self.after, facts["time"] - self.before
         if not at_least <= 0 <= at_most:
-            offsets.append((at_least if at_least > 0 else at_most, "by the control node's clock, at the least"))
+            offsets.append((at_least if at_least > 0 else at_most, "says the control node's clock, at the least"))
         wrong = [(offset, by) for offset, by in offsets if abs(offset) > limit]
         if wrong:
             offset, by = wrong[0]
             what = f"The clock is off by {abs(offset):.1f} s"
-            cause = f"it is {'ahead' if offset > 0 else 'behind'} {by}" + ("" if clock["synchronized"] else "; nothing keeps it")
+            cause = f"it is {'ahead' if offset > 0 else 'behind'}, {by}" + ("" if clock["synchronized"] else "; nothing keeps it")
             mend = f"ansible {host} -b -a 'chronyc makestep'"
-            told = [f"{offset:+.3f} s {source}" for offset, source in offsets]
+            told = [f"{offset:+.3f} s, {source}" for offset, source in offsets]
             yield _finding("clock", "critical", host, what, cause, f"{mend}; base_ntp_servers names the servers", told)
         elif not clock["synchronized"] and not clock["container"]:
             mend = f"ansible-playbook site.yml -l {host}; base_time_sync says what keeps it"

@@ -218,7 +218,7 @@ FAULTS: list[tuple[Fault, str, str]] = [
     (nats_down, "data1", "it was stopped"),
     (port_closed, "app2", "a firewall on app2 turns it away"),
     (disk_full, "app1", "there is no room for data"),
-    (clock_off, "app1", "behind by the time server"),
+    (clock_off, "app1", "behind, says the time server"),
     (redis_slow, "data1", "EVAL"),
     (image_missing, "app1", "the engine does not have trading-bot:"),
     (out_of_memory, "app1", "it needed more than the 24 MiB"),

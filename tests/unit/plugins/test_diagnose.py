@@ -195,9 +195,9 @@ def test_many_small_files_fill_a_disk_as_well(fleet: dict[str, Any]) -> None:
         (
             {"servers": [{"server": "10.0.0.1", "error": "", "offset": 90.2}]},
             "The clock is off by 90.2 s",
-            "ahead by the time server",
+            "ahead, says the time server",
         ),
-        ({"chrony_offset": -3.5}, "The clock is off by 3.5 s", "behind by chrony"),
+        ({"chrony_offset": -3.5}, "The clock is off by 3.5 s", "behind, says chrony"),
     ],
 )
 def test_a_clock_that_is_off_is_told_by_who_says_so(fleet: dict[str, Any], change: dict[str, Any], what: str, by: str) -> None:
