@@ -28,6 +28,8 @@ from test_paper_venue import within
 testinfra_hosts = ["ansible://lb"]
 
 ARCHIVES = STATE / "diagnoses"
+#: App hosts that every scenario has.
+APPS = ["app1", "app2"]
 #: What a fault gives to the playbook besides.
 Arguments = tuple[str, ...]
 
@@ -166,7 +168,7 @@ def redis_slow(fleet: Fleet) -> Iterator[Arguments]:
 
 @contextmanager
 def nats_down(fleet: Fleet) -> Iterator[Arguments]:
-    slots = {name: slot_of(name) for name in fleet.private if name.startswith("app")}
+    slots = {name: slot_of(name) for name in APPS}
     on("data1").check_output("systemctl stop nats-server")
     try:
         yield ()
@@ -240,7 +242,7 @@ def test_a_faults_cause_is_among_the_first_three_findings(fleet: Fleet, make: Fa
 def test_of_a_fleet_that_is_well_nothing_critical_is_found_and_no_secret_is_kept(fleet: Fleet) -> None:
     found, files = diagnosed(fleet)
     assert [item for item in found if item["severity"] == "critical"] == []
-    assert {f"{name}/facts.json" for name in fleet.private} < set(files)
+    assert {f"{name}/facts.json" for name in ("lb1", *APPS, "data1", "mon1")} < set(files)
     assert json.loads(files["mon1/figures.json"])["up"]["result"]
     assert "redis" in files["data1/facts.json"]
     secrets = [path.read_text().strip() for path in (STATE / "secrets").iterdir()]
