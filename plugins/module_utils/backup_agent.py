@@ -34,7 +34,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
 
-from . import jetstream_streams
 from .backups import (
     SCHEMA,
     BackupError,
@@ -47,6 +46,7 @@ from .backups import (
     stream_decision,
     surplus,
 )
+from .jetstream_streams import delete_stream, differences, restore_stream, stream_names, stream_state, take_snapshot
 from .nats_client import Connection, NatsError, connect
 from .redis_client import RedisConnection, RedisError
 
@@ -63,8 +63,20 @@ _GROWS = {"fills": "trading:fills", "audit": "trading:audit"}
 
 
 def _redis(config: Mapping[str, Any]) -> RedisConnection:
+    """A connection, once the server has read its data."""
     about = config["redis"]
-    return RedisConnection((about["host"], int(about["port"])), about["user"], about["password"])
+    connection = RedisConnection((about["host"], int(about["port"])), about["user"], about["password"])
+    deadline = time.monotonic() + float(config["timeout"])
+    while True:
+        try:
+            connection.call("PING")
+        except RedisError as error:
+            if not str(error).startswith("LOADING") or time.monotonic() > deadline:
+                connection.close()
+                raise
+            time.sleep(0.05)
+        else:
+            return connection
 
 
 def _nats(config: Mapping[str, Any]) -> Connection:
@@ -102,7 +114,7 @@ def now(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("nats"):
         try:
             with _nats(config) as bus:
-                found["streams"] = {name: jetstream_streams.state(bus, name) for name in jetstream_streams.names(bus)}
+                found["streams"] = {name: stream_state(bus, name) for name in stream_names(bus)}
         except NatsError as error:
             found["why"].append(f"NATS: {error}")
     return found
@@ -241,6 +253,9 @@ def create(config: Mapping[str, Any]) -> dict[str, Any]:
         with contextlib.ExitStack() as opened:
             if config.get("redis"):
                 with _redis(config) as connection:
+                    if not connection.call("EXISTS", _GROWS["audit"]):
+                        # The newest backup would be one of nothing, just where a new host waits for its data.
+                        return {"skipped": True, "why": "the ledger is empty: a backup of it would be the newest one"}
                     manifest["redis"] = snapshot_ledger(connection, float(config["timeout"]))
                     manifest["redis"]["version"] = connection.info("server")["redis_version"]
                 # Redis replaces the file as a whole, so what is open stays what it is.
@@ -278,10 +293,10 @@ def _snapshot_streams(
     config: Mapping[str, Any], folder: Path, manifest: dict[str, Any], parts: dict[str, tuple[Path, str]]
 ) -> None:
     with _nats(config) as bus:
-        for stream in jetstream_streams.names(bus):
+        for stream in stream_names(bus):
             path = folder / f"{stream}.snapshot"
             with open(path, "wb") as file:
-                manifest["streams"][stream] = jetstream_streams.snapshot(bus, stream, file)
+                manifest["streams"][stream] = take_snapshot(bus, stream, file)
             parts[f"nats/{stream}.snapshot"] = (path, _digest_of(path))
 
 
@@ -480,10 +495,11 @@ def load_ledger(folder: Path, reason: str, timeout: float, halted: bool = True) 
         was_halted = connection.call("HGET", "trading:control", "halted") == "1"
         if halted and not was_halted:
             _halt(connection, reason)
+        now_there = ledger_now(connection)["counted"]
         connection.call("CONFIG", "SET", "appendonly", "yes")
         _wait_for_log(connection, timeout)
     (directory / "dump.rdb").unlink()
-    return {**found, "was_halted": was_halted, "seconds": round(time.monotonic() - began, 3)}
+    return {**found, "counted": now_there, "was_halted": was_halted, "seconds": round(time.monotonic() - began, 3)}
 
 
 def _halt(connection: RedisConnection, reason: str) -> None:
@@ -542,19 +558,29 @@ def restore_streams(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     done: dict[str, str] = {}
     with _nats(config) as bus:
         for name, saved in manifest["streams"].items():
-            done[name] = stream_decision(name, saved["state"], jetstream_streams.state(bus, name))
+            done[name] = stream_decision(name, saved["state"], stream_state(bus, name))
             if done[name] == "keep":
                 continue
             if done[name] == "replace":
-                jetstream_streams.delete(bus, name)
+                _put_aside(bus, name, Path(config["directory"]))
+                delete_stream(bus, name)
             _restore(bus, name, saved, folder)
     return {"streams": done}
 
 
+def _put_aside(bus: Connection, name: str, directory: Path) -> None:
+    """What the present stream holds, as a snapshot beside the backups, before it is deleted."""
+    aside = directory / f"before-{datetime.now(timezone.utc).strftime('%Y%m%dT%H%M%SZ')}"
+    aside.mkdir(mode=0o700, exist_ok=True)
+    with open(aside / f"{name}.snapshot", "wb") as file:
+        about = take_snapshot(bus, name, file)
+    (aside / f"{name}.json").write_text(json.dumps(about), encoding="utf-8")
+
+
 def _restore(bus: Connection, name: str, saved: Mapping[str, Any], folder: Path) -> None:
     with open(folder / "nats" / f"{name}.snapshot", "rb") as file:
-        found = jetstream_streams.restore(bus, name, saved, file)
-    wrong = jetstream_streams.differences(saved["state"], found, ("messages", "first_seq", "last_seq"))
+        found = restore_stream(bus, name, saved, file)
+    wrong = differences(saved["state"], found, ("messages", "first_seq", "last_seq"))
     if wrong:
         raise BackupError(f"the restored stream {name} is not the saved one: {', '.join(wrong)}")
 

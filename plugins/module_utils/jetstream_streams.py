@@ -15,7 +15,7 @@ _STREAM_NOT_FOUND = 10059
 CHUNK = 64 * 1024
 
 
-def names(connection: Connection) -> list[str]:
+def stream_names(connection: Connection) -> list[str]:
     """Every stream's name."""
     found: list[str] = []
     while True:
@@ -26,7 +26,7 @@ def names(connection: Connection) -> list[str]:
             return sorted(found)
 
 
-def state(connection: Connection, name: str) -> Optional[dict[str, Any]]:
+def stream_state(connection: Connection, name: str) -> Optional[dict[str, Any]]:
     """A stream's state, as JetStream tells it; None where there is no such stream."""
     try:
         return dict(connection.api(f"$JS.API.STREAM.INFO.{name}", {})["state"])
@@ -36,7 +36,7 @@ def state(connection: Connection, name: str) -> Optional[dict[str, Any]]:
         raise
 
 
-def snapshot(connection: Connection, name: str, target: BinaryIO) -> dict[str, Any]:
+def take_snapshot(connection: Connection, name: str, target: BinaryIO) -> dict[str, Any]:
     """Write a stream's snapshot; returns its ``config`` and ``state``. Raises NatsError if the server breaks it off."""
     inbox = connection.subscribe()
     answer = connection.api(f"$JS.API.STREAM.SNAPSHOT.{name}", {"deliver_subject": inbox, "chunk_size": CHUNK})
@@ -61,7 +61,7 @@ def _chunks(source: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def restore(connection: Connection, name: str, saved: Mapping[str, Any], source: BinaryIO) -> dict[str, Any]:
+def restore_stream(connection: Connection, name: str, saved: Mapping[str, Any], source: BinaryIO) -> dict[str, Any]:
     """Make a stream from its snapshot; returns its state. The server refuses one that is there already."""
     answer = connection.api(f"$JS.API.STREAM.RESTORE.{name}", {"config": saved["config"], "state": saved["state"]})
     subject = str(answer["deliver_subject"])
@@ -72,7 +72,7 @@ def restore(connection: Connection, name: str, saved: Mapping[str, Any], source:
     return dict(connection.api(subject, {})["state"])
 
 
-def delete(connection: Connection, name: str) -> None:
+def delete_stream(connection: Connection, name: str) -> None:
     """Delete a stream with all that is in it."""
     connection.api(f"$JS.API.STREAM.DELETE.{name}", {})
 

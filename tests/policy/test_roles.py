@@ -19,6 +19,7 @@ OTHER_STEPS = {
     "canary": "the steps of a rollout, which playbooks call one by one with tasks_from",
     "update_config": "the steps of a change of configuration, which its playbook calls one by one with tasks_from",
     "upgrade": "the steps of an upgrade, which its playbook calls one by one with tasks_from",
+    "restore": "the steps of a restore, which its playbooks call one by one with tasks_from",
     "operation": "what an operator's playbook does first and last, with tasks_from",
 }
 

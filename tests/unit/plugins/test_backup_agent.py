@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils import backup_agent, jetstream_streams
+from ansible.module_utils import backup_agent
 from ansible.module_utils.backups import BackupError
+from ansible.module_utils.jetstream_streams import delete_stream, restore_stream, stream_state
 from ansible.module_utils.nats_client import Connection, JetStreamError, connect
 from ansible.module_utils.redis_client import RedisConnection, RedisError
 from plugin_testing import Nats, ended, free_port, listens, program, wait_until
@@ -44,6 +45,8 @@ class Redis:
 def redis(tmp_path: Path) -> Iterator[Redis]:
     (tmp_path / "redis").mkdir()
     server = Redis(tmp_path / "redis")
+    with server.connection() as connection:
+        connection.call("XADD", "trading:audit", "*", "e", "limits")
     yield server
     server.stop()
 
@@ -53,8 +56,8 @@ def bus(nats: Nats) -> Iterator[Connection]:
     with connect([f"127.0.0.1:{nats.port}"], "admin", "admin-secret") as connection:
         connection.api("$JS.API.STREAM.CREATE.TRADING_EVENTS", STREAM)
         yield connection
-        if jetstream_streams.state(connection, "TRADING_EVENTS") is not None:
-            jetstream_streams.delete(connection, "TRADING_EVENTS")
+        if stream_state(connection, "TRADING_EVENTS") is not None:
+            delete_stream(connection, "TRADING_EVENTS")
 
 
 @pytest.fixture
@@ -106,7 +109,7 @@ def test_a_backup_is_whole_and_tells_what_is_in_it(config: dict[str, Any], redis
     trade(redis, 5)
     events(bus, 200)
     made = backup_agent.create(config)
-    assert made["redis"]["counted"] == {"fills": 5, "audit": 5}
+    assert made["redis"]["counted"] == {"fills": 5, "audit": 6}
     assert made["streams"]["TRADING_EVENTS"]["messages"] == 200
     assert len(made["files"]) == 1
     path = archive(config, made)
@@ -123,17 +126,18 @@ def test_what_was_there_when_it_began_is_loaded_again_and_halted(config: dict[st
     trade(redis, 2)
     backup_agent.unpack(archive(config, made), tmp_path / "unpacked")
     loaded = backup_agent.load_ledger(tmp_path / "unpacked", "a test", 30)
-    assert (loaded["counted"], loaded["was_halted"]) == ({"fills": 3, "audit": 3}, False)
+    assert (loaded["counted"], loaded["was_halted"]) == ({"fills": 3, "audit": 5}, False)
 
     with pytest.raises(BackupError, match="Redis runs"):
         backup_agent.install(config, tmp_path / "unpacked")
     redis.stop()
     aside = Path(backup_agent.install(config, tmp_path / "unpacked")["aside"])
     redis.start()
+    assert backup_agent.now(config)["ledger"]["counted"] == loaded["counted"]
     with redis.connection() as connection:
         assert connection.call("XLEN", "trading:fills") == 3
         assert connection.call("HGET", "trading:control", "halted") == "1"
-        assert connection.call("XLEN", "trading:audit") == 4
+        assert connection.call("XLEN", "trading:audit") == 5
         assert connection.call("CONFIG", "GET", "appendonly") == ["appendonly", "yes"]
     assert (aside / "appendonlydir").is_dir(), "what was there is moved aside"
 
@@ -144,34 +148,36 @@ def test_a_ledger_that_was_halted_says_so_and_gets_no_second_line(config: dict[s
         connection.call("HSET", "trading:control", "halted", "1")
     backup_agent.unpack(archive(config, backup_agent.create(config)), tmp_path / "unpacked")
     loaded = backup_agent.load_ledger(tmp_path / "unpacked", "a test", 30)
-    assert (loaded["was_halted"], loaded["counted"]["audit"]) == (True, 1)
+    assert (loaded["was_halted"], loaded["counted"]["audit"]) == (True, 2)
 
 
 def test_a_stream_comes_back_with_its_messages_and_numbers(config: dict[str, Any], bus: Connection, tmp_path: Path) -> None:
     events(bus, 300)
-    before = jetstream_streams.state(bus, "TRADING_EVENTS")
+    before = stream_state(bus, "TRADING_EVENTS")
     made = backup_agent.create(config)
     unpacked = tmp_path / "unpacked"
     backup_agent.unpack(archive(config, made), unpacked)
     assert backup_agent.try_streams(unpacked, 30)["streams"] == {"TRADING_EVENTS": 300}
     assert backup_agent.restore_streams(config, unpacked)["streams"] == {"TRADING_EVENTS": "keep"}
 
-    jetstream_streams.delete(bus, "TRADING_EVENTS")
+    delete_stream(bus, "TRADING_EVENTS")
     assert backup_agent.restore_streams(config, unpacked)["streams"] == {"TRADING_EVENTS": "restore"}
-    after = jetstream_streams.state(bus, "TRADING_EVENTS")
+    after = stream_state(bus, "TRADING_EVENTS")
     assert before is not None
     assert after is not None
     assert [after[name] for name in ("messages", "first_seq", "last_seq", "bytes")] == [
         before[name] for name in ("messages", "first_seq", "last_seq", "bytes")
     ]
 
-    jetstream_streams.delete(bus, "TRADING_EVENTS")
+    delete_stream(bus, "TRADING_EVENTS")
     bus.api("$JS.API.STREAM.CREATE.TRADING_EVENTS", STREAM)
     events(bus, 2)
     assert backup_agent.restore_streams(config, unpacked)["streams"] == {"TRADING_EVENTS": "replace"}
-    state = jetstream_streams.state(bus, "TRADING_EVENTS")
+    state = stream_state(bus, "TRADING_EVENTS")
     assert state is not None
     assert state["messages"] == 300
+    [aside] = Path(config["directory"]).glob("before-*")
+    assert json.loads((aside / "TRADING_EVENTS.json").read_text())["state"]["messages"] == 2
 
 
 def test_the_server_refuses_to_restore_a_stream_that_is_there(config: dict[str, Any], bus: Connection, tmp_path: Path) -> None:
@@ -179,7 +185,7 @@ def test_the_server_refuses_to_restore_a_stream_that_is_there(config: dict[str, 
     backup_agent.unpack(archive(config, backup_agent.create(config)), tmp_path / "unpacked")
     manifest = json.loads((tmp_path / "unpacked" / "manifest.json").read_text())
     with open(tmp_path / "unpacked/nats/TRADING_EVENTS.snapshot", "rb") as file, pytest.raises(JetStreamError, match="in use"):
-        jetstream_streams.restore(bus, "TRADING_EVENTS", manifest["streams"]["TRADING_EVENTS"], file)
+        restore_stream(bus, "TRADING_EVENTS", manifest["streams"]["TRADING_EVENTS"], file)
 
 
 @pytest.mark.parametrize("at", [100, 0.5, -2000])
@@ -197,6 +203,13 @@ def test_a_damaged_archive_is_refused_by_either_checksum(config: dict[str, Any],
         backup_agent.check(path)
     with pytest.raises(BackupError, match=r"damaged|cannot be read|no backup"):
         backup_agent.unpack(path, tmp_path / "unpacked")
+
+
+def test_an_empty_ledger_is_no_backup_so_that_a_new_host_cannot_hide_the_last_one(config: dict[str, Any], redis: Redis) -> None:
+    with redis.connection() as connection:
+        connection.call("FLUSHALL")
+    assert backup_agent.create(config)["skipped"]
+    assert list(Path(config["directory"]).iterdir()) == []
 
 
 def test_only_so_many_stay(config: dict[str, Any]) -> None:
@@ -233,7 +246,7 @@ def test_an_encrypted_backup_is_opened_with_the_key_alone(config: dict[str, Any]
         backup_agent.unpack(path, tmp_path / "unpacked")
     plain = tmp_path / path.stem
     subprocess.run([program("age"), "--decrypt", "--identity", str(identity), "--output", str(plain), str(path)], check=True)
-    assert backup_agent.unpack(plain, tmp_path / "unpacked")["redis"]["counted"] == {"fills": 2, "audit": 2}
+    assert backup_agent.unpack(plain, tmp_path / "unpacked")["redis"]["counted"] == {"fills": 2, "audit": 3}
 
 
 def test_without_age_nothing_is_written_rather_than_in_clear(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +265,7 @@ def test_a_wrong_password_is_said_and_leaves_nothing(config: dict[str, Any]) -> 
 def test_how_far_a_host_is_tells_what_does_not_answer(config: dict[str, Any], redis: Redis) -> None:
     trade(redis, 1)
     found = backup_agent.now({**config, "nats": {**config["nats"], "servers": [f"127.0.0.1:{free_port()}"]}})
-    assert found["ledger"]["counted"] == {"fills": 1, "audit": 1}
+    assert found["ledger"]["counted"] == {"fills": 1, "audit": 2}
     assert found["ledger"]["until"] > 0
     assert found["streams"] is None
     assert [why.split(":")[0] for why in found["why"]] == ["NATS"]
