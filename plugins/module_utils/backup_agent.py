@@ -559,7 +559,7 @@ def restore_streams(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     with _nats(config) as bus:
         for name, saved in manifest["streams"].items():
             done[name] = stream_decision(name, saved["state"], stream_state(bus, name))
-            if done[name] == "keep":
+            if done[name] in ("keep", "told anew"):
                 continue
             if done[name] == "replace":
                 _put_aside(bus, name, Path(config["directory"]))

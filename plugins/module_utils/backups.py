@@ -136,13 +136,13 @@ def missing(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
 
 
 def stream_decision(name: str, saved: Mapping[str, Any], present: Optional[Mapping[str, Any]]) -> str:
-    """What becomes of a stream: ``restore``, ``replace`` or ``keep``, by its saved and its present state.
+    """What becomes of a stream: ``restore``, ``replace``, ``keep`` or ``told anew``, by its saved and its present state.
 
-    A bucket is kept, or left to who writes it: what a key said then need not be true now. A stream that has come as far as the
+    A bucket is left to who writes it: what a key said then need not be true now. A stream that has come as far as the
     backup's has all of it; one that has not was begun anew after a loss, and the backup's takes its place.
     """
     if name.startswith("KV_"):
-        return "keep"
+        return "told anew"
     if present is None:
         return "restore"
     return "keep" if int(present["last_seq"]) >= int(saved["last_seq"]) else "replace"

@@ -116,8 +116,8 @@ def test_a_ledger_that_holds_less_than_was_counted_is_not_whole() -> None:
         ("TRADING_EVENTS", None, "restore"),
         ("TRADING_EVENTS", {"last_seq": 7}, "replace"),
         ("TRADING_EVENTS", {"last_seq": 8}, "keep"),
-        ("KV_release", None, "keep"),
-        ("KV_release", {"last_seq": 1}, "keep"),
+        ("KV_release", None, "told anew"),
+        ("KV_release", {"last_seq": 1}, "told anew"),
     ],
 )
 def test_a_stream_is_restored_only_where_the_present_one_has_less(
