@@ -36,7 +36,7 @@ bench: lab ## the figures, each beside something measured in the same run; NAME=
 env: ## the control node's Python environment
 	@lab/python.sh
 
-tools: ## the programs that tests run: chromium, haproxy, nats-server, prometheus, redis-server, shellcheck
+tools: ## the programs that tests run: age, chromium, haproxy, nats-server, prometheus, redis-server, shellcheck
 	@lab/tools.sh
 
 engine: ## a Docker engine on this machine

@@ -197,6 +197,27 @@ class Connection:
             if message is not None and words[0] == inbox:
                 return message
 
+    def subscribe(self) -> str:
+        """An inbox of our own, whose messages `receive` returns."""
+        inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._deadline = time.monotonic() + self.timeout
+        self._send(f"SUB {inbox} {secrets.randbits(31)}\r\n".encode())
+        return inbox
+
+    def publish(self, subject: str, payload: bytes) -> None:
+        """Publish without waiting for an answer."""
+        self._deadline = time.monotonic() + self.timeout
+        self._send(f"PUB {subject} {len(payload)}\r\n".encode() + payload + b"\r\n")
+
+    def receive(self, inbox: str) -> tuple[Message, str]:
+        """The next message to an inbox, and the subject that it wants to be answered on; empty: none."""
+        self._deadline = time.monotonic() + self.timeout
+        while True:
+            verb, words, message = self._next()
+            if message is not None and words[0] == inbox:
+                sizes = 2 if verb == "HMSG" else 1
+                return message, words[2] if len(words) == 3 + sizes else ""
+
     def api(self, subject: str, payload: Mapping[str, Any], headers: Optional[Mapping[str, str]] = None) -> dict[str, Any]:
         """A request that JetStream answers with JSON; raises JetStreamError with what it says when it says no."""
         message = self.request(subject, json.dumps(payload).encode() if payload else b"", headers)

@@ -23,6 +23,7 @@ OTHER_STEPS = {
     "postmortem": "the steps of a review, which its playbook calls one by one with tasks_from",
     "order": "what is asked of an order, which its playbook calls with tasks_from",
     "diagnose": "a look at the whole fleet; it installs nothing, and changes nothing",
+    "restore": "the steps of a restore, which its playbooks call one by one with tasks_from",
     "operation": "what an operator's playbook does first and last, with tasks_from",
 }
 

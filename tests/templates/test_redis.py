@@ -21,6 +21,7 @@ PASSWORDS = {
     "trading_bot": "password-of-the-trading-bot",
     "exporter": "password-of-the-exporter",
     "notifier": "password-of-the-notifier",
+    "backup": "password-of-the-backup",
     "operator": "password-of-the-operator",
 }
 USERS = [user | {"password": PASSWORDS[user["name"]]} for user in FLEET["redis_users"]]
@@ -263,6 +264,25 @@ def test_the_notifier_reads_the_ledgers_alerts_and_nothing_else(ledger: Ledger) 
         lambda: notifier.xread({"trading:audit": "0-0"}),
         lambda: notifier.get("trading:mode"),
         lambda: notifier.publish("trading:alerts", "{}"),
+    ):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            refused()
+
+
+def test_the_backup_has_a_snapshot_written_and_counts_and_changes_nothing(ledger: Ledger) -> None:
+    ledger.client("operator").xadd("trading:audit", {"e": "order.accepted"})
+    backup = ledger.client("backup")
+    assert backup.bgsave()
+    assert backup.dbsize() == 1
+    assert backup.exists("trading:audit")
+    assert backup.xrevrange("trading:audit", count=1)
+    assert backup.xinfo_stream("trading:audit")["length"] == 1
+    for refused in (
+        lambda: backup.xadd("trading:audit", {"e": "order.accepted"}),
+        lambda: backup.xtrim("trading:audit", 0),
+        backup.flushall,
+        lambda: backup.config_get("dir"),
+        lambda: backup.xrange("trading:fills"),
     ):
         with pytest.raises(redis.exceptions.NoPermissionError):
             refused()

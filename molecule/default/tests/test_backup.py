@@ -1,0 +1,107 @@
+"""Backups are taken, proved, and restored: what was decided before comes back, what was decided after is told as lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from conftest import LAB, ROOT, SCENARIO, STATE, Fleet
+from test_paper_venue import within
+
+BACKUPS = ROOT / ".backups" / SCENARIO.joinpath("inventory").name
+
+
+def on_data(*command: str) -> str:
+    """What a command on the data host prints."""
+    done = subprocess.run(["docker", "exec", f"{LAB}-data1", *command], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def backups() -> list[str]:
+    return [made["name"] for made in json.loads(on_data("trading-bot-backup", "list"))["backups"]]
+
+
+def sent(fleet: Fleet, name: str, count: int) -> Path:
+    """The log of orders that were all answered."""
+    load = fleet.load(rate=50, count=count, name=name)
+    assert load.finish()["failed"] == 0
+    return load.log
+
+
+def ledger(fleet: Fleet, *more: str) -> dict[str, Any]:
+    """What verify-ledger says, from here."""
+    done = subprocess.run(
+        [
+            *("trading-bot", "verify-ledger", "--redis", f"redis://{fleet.private['data1']}:6379/0"),
+            *("--redis-username", "trading_bot", "--redis-password-file", str(STATE / "secrets/redis_trading_bot")),
+            *more,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return dict(json.loads(done.stdout))
+
+
+def test_check_mode_takes_no_backup(fleet: Fleet) -> None:
+    before = backups()
+    for playbook in ("backup.yml", "restore.yml", "drill.yml"):
+        run = fleet.play(playbook, "--check", "--diff")
+        assert (run.code, set(run.changed.values())) == (0, {0}), run.output
+    assert backups() == before
+
+
+def test_the_timer_is_set() -> None:
+    assert on_data("systemctl", "is-active", "trading-bot-backup.timer").strip() == "active"
+
+
+def test_data_that_are_gone_come_back_as_of_the_backup_and_the_rest_is_told_as_lost(fleet: Fleet) -> None:
+    sent(fleet, "before-backup", 100)
+    assert fleet.play("backup.yml", "-l", "data1").code == 0
+    name = backups()[-1]
+    assert (BACKUPS / name).is_file()
+    drill = fleet.play("drill.yml")
+    assert drill.code == 0, drill.output
+    assert "verify-ledger is clean" in drill.output
+    venue = f"http://{fleet.private['mon1']}:9200"
+    had = ledger(fleet)["orders"]
+    sent(fleet, "after-backup", 50)
+
+    refused = fleet.play("restore.yml")
+    assert refused.code != 0
+    assert "-e restore_confirm=data1" in refused.output
+    assert re.search(r"until \S+ is not in the backup: \d+ s", refused.output), refused.output
+
+    # As the runbook has it: no instance may serve from an empty ledger.
+    for host in fleet.status()["hosts"]:
+        subprocess.run(["docker", "exec", f"{LAB}-{host}", "systemctl", "stop", "trading-bot"], check=True)
+    on_data("sh", "-c", "systemctl stop redis-server nats-server && rm -rf /var/lib/redis/* /var/lib/nats/jetstream")
+    on_data("systemctl", "start", "redis-server", "nats-server")
+    run = fleet.play("restore.yml", "-e", "restore_resume=true")
+    assert run.code == 0, run.output
+    assert "verify-ledger is clean" in run.output
+    assert re.search(r"Recovery took \d+\.\d s", run.output)
+    assert had <= ledger(fleet)["orders"] < had + 50
+
+    assert ledger(fleet, "--venue", venue)["differences"] > 0, "the venue has what was sent after the backup"
+    sent(fleet, "after-backup", 50)
+    within(30, lambda: ledger(fleet, "--venue", venue)["ok"], "what is sent again is back, with its executions, once each")
+    assert ledger(fleet)["orders"] == had + 50
+
+
+def test_a_damaged_backup_is_refused_before_anything_is_stopped(fleet: Fleet) -> None:
+    assert fleet.play("backup.yml", "-l", "data1").code == 0
+    path = BACKUPS / backups()[-1]
+    data = bytearray(path.read_bytes())
+    data[3000] ^= 0xFF
+    path.write_bytes(data)
+    try:
+        run = fleet.play("restore.yml", "-e", "restore_confirm=data1")
+    finally:
+        path.unlink()
+    assert run.code != 0
+    assert f"{path.name} is damaged" in run.output, run.output
+    assert "Stop the instances" not in run.output
