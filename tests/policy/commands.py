@@ -1,7 +1,7 @@
 """The commands that pages and playbooks show, read as a shell would read them, and what is wrong with each.
 
 A page shows a command in a block of `sh` or `console` and in a span of code; a playbook in the comment at its head and in what
-it says of the way back.
+it says of the way back; the CI example in its steps.
 """
 
 from __future__ import annotations
@@ -126,11 +126,23 @@ def _said(playbook: Path) -> Iterator[tuple[int, str, bool]]:
             yield number, back.group(1), False
 
 
+def _steps(example: Path) -> Iterator[tuple[int, str, bool]]:
+    """The shell of each step, with an expression of the CI as a word that stands for something."""
+    for job in contents(example)["jobs"].values():
+        for step in job["steps"]:
+            for line in step.get("run", "").replace("\\\n", "").splitlines():
+                number = next(
+                    at for at, text in enumerate(example.read_text().splitlines(), 1) if line.split("  ")[0].strip() in text
+                )
+                yield number, re.sub(r"\$\{\{.*?\}\}", "$VALUE", line), False
+
+
 @cache
 def commands() -> tuple[Command, ...]:
     """Every command of the three programs, wherever a page or a playbook shows it."""
     found = []
     shown = [(page, _lines(page)) for page in files(".md")] + [(playbook, _said(playbook)) for playbook in PLAYBOOKS]
+    shown += [(example, _steps(example)) for example in (ROOT / "docs" / "examples").glob("*.yml")]
     for path, lines in shown:
         for number, text, named in lines:
             try:
