@@ -57,10 +57,8 @@ def missing(
             continue
         other = _brought_out(lines, None, environment)
         again = f" (another image of {version} was, on {other['at']}: it was built again)" if other else ""
-        found.append(
-            f"{environment}: this image was not brought out there{again};"
-            f" ansible-playbook -i inventories/{environment} canary.yml -e release_version={version}"
-        )
+        bring = f"ansible-playbook -i inventories/{environment} deploy.yml -e release_version={version}"
+        found.append(f"{environment}: this image was not brought out there{again}; {bring}, or canary.yml where there is traffic")
     for mark in marks:
         if not _marked(lines, image, mark):
             found.append(

@@ -46,7 +46,7 @@ OWN = (
     "tests",
 )
 #: Files that a reader makes on the way.
-MADE = re.compile(r"^(inventories/mine(/|$)|inventories/[^/]+/group_vars/[^/]+/vault\.yml$|notes/)")
+MADE = re.compile(r"^(inventories/mine(/|$)|group_vars/mine$|inventories/[^/]+/group_vars/[^/]+/vault\.yml$|notes/)")
 
 
 @dataclass(frozen=True)
@@ -273,14 +273,14 @@ def _hosts(pattern: str, groups: dict[str, set[str]]) -> None:
             raise Unfit(f"-l {pattern}: there is neither a group nor a host {name}")
 
 
+def leads_nowhere(text: str) -> bool:
+    """Whether a word is a path into a directory of the repository's own, and there is no such file."""
+    own = "/" in text and text.split("/")[0] in OWN
+    return own and not MADE.match(text) and not re.search(r"[<>*$…{]|\.\.\.", text) and not (ROOT / text).exists()
+
+
 def _path(text: str) -> None:
-    if (
-        text.split("/")[0] in OWN
-        and "/" in text
-        and not MADE.match(text)
-        and not re.search(r"[<>*$…{]|\.\.\.", text)
-        and not (ROOT / text).exists()
-    ):
+    if leads_nowhere(text):
         raise Unfit(f"there is no {text}")
 
 

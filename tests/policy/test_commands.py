@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
-from commands import PROGRAMS, Command, commands, complaint, split
-from repository import ROOT
+from commands import PROGRAMS, Command, commands, complaint, leads_nowhere, split
+from repository import ROOT, files
 
 
 @pytest.mark.parametrize("command", commands(), ids=str)
 def test_a_command_that_is_shown_can_be_typed(command: Command) -> None:
     assert complaint(command) == ""
+
+
+@pytest.mark.parametrize("page", files(".md"), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_path_that_a_page_names_is_there(page: Path) -> None:
+    spans = re.findall(r"`([\w./-]+/[\w./-]+)`", page.read_text())
+    assert [span for span in spans if leads_nowhere(span)] == []
 
 
 def test_there_are_commands_of_each_program_to_check() -> None:

@@ -41,7 +41,7 @@ def test_what_is_missing_is_said_by_name(run_module: RunModule, store: Path) -> 
     run_module("release_promotion", asked(store, **served("test")))
     told = run_module("release_promotion", asked(store, environment="production", **WANTED))
     assert [sentence.partition(":")[0] for sentence in told["missing"]] == ["staging", "review", "qa"]
-    assert "ansible-playbook -i inventories/staging canary.yml -e release_version=1.4.0" in told["missing"][0]
+    assert "ansible-playbook -i inventories/staging deploy.yml -e release_version=1.4.0" in told["missing"][0]
     assert "ansible-playbook release-gate.yml -e release_version=1.4.0 -e release_mark=qa" in told["missing"][2]
     assert told["table"][1].startswith("test: deploy of 1.4.0-0123456789, 20")
     assert told["table"][2:] == ["staging: missing", "review: missing", "qa: missing"]
