@@ -11,18 +11,18 @@ from conftest import ROOT, Fleet
 
 sys.path.insert(0, str(ROOT / "tests" / "policy"))
 from commands import Command, commands
+from repository import PLAYBOOKS
 
-#: Variables that name what a fleet at rest does not have, so that the command is refused there, as it should be.
+#: Playbooks that are refused on a fleet at rest, as they should be, and what they wait for. Tests of their own give them that.
 NEEDS = {
-    "action": "a rollout in progress",
-    "release_force_reason": "a release that is marked bad",
-    "release_to": "a release of that name on disk",
-    "restore_from": "a backup",
-    "order_id": "an order of that name",
-    "postmortem_from": "something that happened",
-    "hotfix_file": "a signed file",
-    "hotfix_version": "a patch release",
+    "drill.yml": "a backup",
+    "hotfix.yml": "a signing key, or a hotfix in force",
+    "order-life.yml": "an order of that name",
+    "postmortem.yml": "something that happened",
+    "restore.yml": "a backup",
 }
+#: Variables that ask for what this fleet does not have.
+ELSEWHERE = {"action", "release_to", "release_force_reason"}
 
 
 def variables(words: Sequence[str]) -> dict[str, str]:
@@ -31,23 +31,29 @@ def variables(words: Sequence[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in given if "=" in pair)
 
 
+def playbook_of(command: Command) -> str:
+    return next(word for word in command.words if word.endswith(".yml"))
+
+
 def chosen() -> list[Command]:
-    """One command of the runbook for each playbook and set of variables; where values alone differ, the first."""
-    found: dict[tuple[object, ...], Command] = {}
-    for command in commands():
-        if command.words[0] != "ansible-playbook" or command.named or command.path.parent != ROOT / "docs" / "runbook":
-            continue
-        names = variables(command.words)
-        if not NEEDS.keys() & names.keys():
-            playbook = next(word for word in command.words if word.endswith(".yml"))
-            found.setdefault((playbook, *sorted(names)), command)
-    return list(found.values())
+    """For each playbook the command of the runbook with the fewest variables."""
+    shown = [
+        command
+        for command in commands()
+        if command.words[0] == "ansible-playbook"
+        and command.path.parent == ROOT / "docs" / "runbook"
+        and not command.named
+        and not ELSEWHERE & variables(command.words).keys()
+    ]
+    found: dict[str, Command] = {}
+    for command in sorted(shown, key=lambda one: len(one.words)):
+        found.setdefault(playbook_of(command), command)
+    return [found[path.name] for path in PLAYBOOKS if path.name in found and path.name not in NEEDS]
 
 
-def test_there_is_a_command_for_nearly_every_playbook() -> None:
-    run = {word for command in chosen() for word in command.words if word.endswith(".yml")}
-    rest = {path.name for path in (ROOT / "playbooks").glob("*.yml")} - run
-    assert rest <= {"restore.yml", "order-life.yml", "postmortem.yml", "hotfix.yml"}
+def test_every_playbook_has_a_command_that_is_run_or_says_what_it_waits_for() -> None:
+    run = {playbook_of(command) for command in chosen()}
+    assert {path.name for path in PLAYBOOKS} - run <= NEEDS.keys()
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,8 @@ def test_a_command_of_the_runbook_is_true_in_check_mode(fleet: Fleet, served: st
             at = words.index(option)
             del words[at : at + (2 if option == "-i" else 1)]
     words = [f"release_version={served}" if word.startswith("release_version=") else word for word in words]
-    playbook = words.pop(next(at for at, word in enumerate(words) if word.endswith(".yml")))
-    done = fleet.play(playbook, *words, *([] if "--check" in words else ["--check"]))
+    words.remove(playbook_of(command))
+    # Of the two app hosts one may be taken out.
+    words += ["-e", "release_min_healthy=1"]
+    done = fleet.play(playbook_of(command), *words, *([] if "--check" in words else ["--check"]))
     assert done.code == 0, done.output
