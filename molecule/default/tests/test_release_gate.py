@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import Fleet
+from conftest import ROOT, STATE, Fleet
 
 
 def required(*environments: str) -> tuple[str, ...]:
@@ -27,11 +28,18 @@ def test_what_serves_is_written_beside_its_image(fleet: Fleet) -> None:
     assert "test: this image" not in kept_out.output
 
 
-def test_an_image_that_has_been_through_nothing_is_not_let_in(fleet: Fleet, source: Callable[..., Path]) -> None:
-    before = fleet.status()
-    asked = ("-e", "release_version=0.3.7", "-e", f"release_source={source('0.3.7')}")
-    refused = fleet.play("deploy.yml", *asked, *required("test"))
+def test_an_image_that_was_tried_nowhere_is_neither_built_nor_let_in(fleet: Fleet, source: Callable[..., Path]) -> None:
+    before, home = fleet.status(), source("0.3.7")
+    asked = ("-e", "release_version=0.3.7", "-e", f"release_source={home}", *required("test"))
+    unbuilt = fleet.play("deploy.yml", *asked)
+    assert unbuilt.code != 0
+    assert "has no version 0.3.7" in unbuilt.output
+    assert sum(unbuilt.changed.values()) == 0
+
+    wanted = {"version": "0.3.7", "store": str(STATE / "releases"), "source": str(home), "build_image": False}
+    build = ["ansible", "localhost", "-i", "localhost,", "-m", "release_build", "-a", json.dumps(wanted)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    refused = fleet.play("deploy.yml", *asked)
     assert refused.code != 0
     assert "0.3.7 is not let into production, nothing was changed" in refused.output
-    assert sum(refused.changed.values()) <= 1, "nothing but the build"
     assert fleet.status() == before
