@@ -49,7 +49,7 @@ def _canary_plan(fleet: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) 
     if marked and not fleet.get("force_reason"):
         raise ReleaseError(
             f"{answer['target']['id']} is marked bad since {marked['at']}: {marked['why']};"
-            " to roll it out all the same: -e release_force_reason='...'"
+            " to roll it out all the same: -e \"release_force_reason='...'\""
         )
     if answer["action"] == "switch":
         answer["walk"] = "all"
@@ -131,7 +131,7 @@ def _rollback_plan(fleet: Mapping[str, Any], answer: dict[str, Any]) -> None:
     if mark and not fleet.get("force_reason"):
         raise ReleaseError(
             f"{before} is marked bad since {mark['at']}: {mark['why']};"
-            " to go back to it all the same: -e release_force_reason='...'"
+            " to go back to it all the same: -e \"release_force_reason='...'\""
         )
     hosts = fleet.get("hosts") or {}
     ready = [name for name in sorted(hosts) if _runs(hosts[name], idle, before)]

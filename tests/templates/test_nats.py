@@ -1,9 +1,12 @@
 """The bus' configuration, in a real NATS server with the fleet's users."""
 
 import asyncio
+import json
 import re
+import shutil
 import socket
 import subprocess
+import urllib.request
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -308,6 +311,56 @@ def test_three_servers_form_a_cluster_that_keeps_a_stream_thrice(tmp_path: Path)
         for server in servers:
             server.start()
         run(main())
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def test_cluster_grows_by_a_reload_and_a_server_that_was_replaced_has_its_streams_again(tmp_path: Path) -> None:
+    program("nats-server")
+    ports = free_ports(3)
+    hosts = [{"name": f"data{number}", "address": f"127.0.0.{number}"} for number in range(1, 6)]
+    servers = [Bus(tmp_path / host["name"], hosts[:3], number, ports) for number, host in enumerate(hosts[:3])]
+
+    def figures(server: Bus, page: str) -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://{server.address}:{server.monitor}/{page}", timeout=5) as answer:
+            return dict(json.load(answer))
+
+    async def publish() -> None:
+        app = await servers[0].connect("trading_bot")
+        stream = app.jetstream(timeout=2)
+        for _ in range(100):
+            try:
+                await stream.add_stream(StreamConfig(name="TRADING_EVENTS", subjects=["trading.events.>"], num_replicas=3))
+                break
+            except (nats.js.errors.APIError, nats.errors.Error):
+                await asyncio.sleep(0.1)  # the servers are still choosing their leader
+        for number in range(10):
+            await stream.publish("trading.events.order", str(number).encode())
+        await app.close()
+
+    try:
+        for server in servers:
+            server.start()
+        run(publish())
+        began = figures(servers[0], "varz")["start"]
+
+        servers[2].stop()
+        shutil.rmtree(servers[2].place / "store")
+        servers[2].start()
+        wait(lambda: figures(servers[2], "jsz")["messages"] == 10, "the replaced server has copied the stream")
+
+        servers += [Bus(tmp_path / host["name"], hosts, number, ports) for number, host in enumerate(hosts) if number > 2]
+        for server in servers[3:]:
+            server.start()
+        for server in servers[:3]:
+            server.cluster = hosts
+            server.configure()
+            server.reload()
+        wait(
+            lambda: {figures(server, "jsz")["meta_cluster"]["cluster_size"] for server in servers} == {5}, "all five know of five"
+        )
+        assert figures(servers[0], "varz")["start"] == began, "no server was restarted for it"
     finally:
         for server in servers:
             server.stop()

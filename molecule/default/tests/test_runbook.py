@@ -1,0 +1,83 @@
+"""The runbook's commands run on the fleet, in check mode: each ends well and changes nothing.
+
+RUNBOOK=all runs those of the whole fleet's provision too, which take minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from conftest import ROOT, Fleet
+
+sys.path.insert(0, str(ROOT / "tests" / "policy"))
+from commands import Command, commands
+from repository import PLAYBOOKS
+
+#: Playbooks that are refused on a fleet at rest, as they should be, and what they wait for. Tests of their own give them that.
+NEEDS = {
+    "drill.yml": "a backup",
+    "hotfix.yml": "a signing key, or a hotfix in force",
+    "order-life.yml": "an order of that name",
+    "postmortem.yml": "something that happened",
+    "restore.yml": "a backup",
+}
+#: They go over every role of every host.
+LONG = {"site.yml"} if os.environ.get("RUNBOOK") != "all" else set()
+#: Variables that ask for what this fleet does not have.
+ELSEWHERE = {"action", "release_to", "release_force_reason"}
+
+
+def variables(words: Sequence[str]) -> dict[str, str]:
+    """The variables of a command's `-e`."""
+    given = [after for word, after in pairwise(words) if word == "-e"]
+    return dict(pair.split("=", 1) for pair in given if "=" in pair)
+
+
+def playbook_of(command: Command) -> str:
+    return next(word for word in command.words if word.endswith(".yml"))
+
+
+def chosen() -> list[Command]:
+    """For each playbook the command of the runbook with the fewest variables."""
+    shown = [
+        command
+        for command in commands()
+        if command.words[0] == "ansible-playbook"
+        and command.path.parent == ROOT / "docs" / "runbook"
+        and not command.named
+        and not ELSEWHERE & variables(command.words).keys()
+    ]
+    found: dict[str, Command] = {}
+    for command in sorted(shown, key=lambda one: len(one.words)):
+        found.setdefault(playbook_of(command), command)
+    return [found[path.name] for path in PLAYBOOKS if path.name in found and path.name not in NEEDS.keys() | LONG]
+
+
+def test_every_playbook_has_a_command_that_is_run_or_has_a_reason_why_not() -> None:
+    run = {playbook_of(command) for command in chosen()}
+    assert {path.name for path in PLAYBOOKS} - run <= NEEDS.keys() | LONG
+
+
+@pytest.fixture(scope="module")
+def served(fleet: Fleet) -> str:
+    return str(fleet.status()["served"]["version"])
+
+
+@pytest.mark.parametrize("command", chosen(), ids=str)
+def test_a_command_of_the_runbook_is_true_in_check_mode(fleet: Fleet, served: str, command: Command) -> None:
+    words = list(command.words[1:])
+    # The page's inventory is an example; this fleet stands for it, and has a version of its own.
+    for option in ("-i", "--ask-vault-pass"):
+        while option in words:
+            at = words.index(option)
+            del words[at : at + (2 if option == "-i" else 1)]
+    words = [f"release_version={served}" if word.startswith("release_version=") else word for word in words]
+    words.remove(playbook_of(command))
+    # Of the two app hosts one may be taken out.
+    words += ["-e", "release_min_healthy=1"]
+    done = fleet.play(playbook_of(command), *words, *([] if "--check" in words else ["--check"]))
+    assert done.code == 0, done.output
