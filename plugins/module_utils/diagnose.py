@@ -342,7 +342,8 @@ class _Judge:
         kills = container.get("oom_events") or 0
         if container.get("oom_killed") or kills or unit.get("result") == "oom-kill" or unit.get("oom_kills"):
             runs = unit.get("active") in _UP and not container.get("oom_killed")
-            cause = f"it needed more than the {container.get('memory_mib') or '?'} MiB that it may have, and the kernel killed it"
+            limit = f"{container['memory_mib']} MiB" if container.get("memory_mib") else "memory"
+            cause = f"it needed more than the {limit} that it may have, and the kernel killed it"
             again = f"ansible-playbook site.yml -l {host}, then ansible-playbook restart-service.yml -l {host}"
             mend = f"raise trading_bot_memory_limit, then {again}"
             told = [f"killed {kills} times in the last 15 minutes", f"exit status {container.get('exit_status')}"]

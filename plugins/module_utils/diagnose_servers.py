@@ -20,6 +20,7 @@ from .nats_client import NatsError, connect
 #: Seconds between 1900, where NTP counts from, and 1970.
 _NTP_EPOCH = 2208988800
 _PINGS = 7
+_REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM", "AUTH")
 _SLOWLOG_ENTRIES = 512
 
 
@@ -84,15 +85,16 @@ def redis_login(host: str, port: int, user: str, password: str, timeout: float =
         found["milliseconds"] = round(sorted(times)[_PINGS // 2] * 1000, 1)
         found["worst_milliseconds"] = round(max(times) * 1000, 1)
     except RedisError as error:
-        found.update(error=str(error), refused=True)
+        found.update(error=str(error), refused=any(word in str(error) for word in _REFUSALS))
     except OSError as error:
-        found["error"] = f"no answer: {str(error) or type(error).__name__}"
+        # It took the connection, and is too busy to answer.
+        found.update(error=f"no answer: {str(error) or type(error).__name__}", milliseconds=timeout * 1000)
     finally:
         server.close()
     return found
 
 
-def redis_state(host: str, port: int, user: str, password: str, since: float, timeout: float = 2.0) -> dict[str, Any]:
+def redis_state(host: str, port: int, user: str, password: str, since: float, timeout: float = 6.0) -> dict[str, Any]:
     """What the server says of itself: memory, persistence, clients, and its slow log since a moment."""
     found: dict[str, Any] = {"error": ""}
     try:
