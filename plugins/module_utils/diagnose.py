@@ -451,7 +451,8 @@ class _Judge:
         else:
             cause = "the server is held up, and by no slow command: a fork, the disk, or CLIENT PAUSE"
             mend = f"redis-cli --user operator LATENCY DOCTOR on {host}"
-        severity = "critical" if any(milliseconds >= 4 * limit for _, milliseconds in slow) else "warning"
+        held_up = took >= 2 * self.limits["redis_slow_seconds"] or any(milliseconds >= 4 * limit for _, milliseconds in slow)
+        severity = "critical" if held_up else "warning"
         yield _finding("redis", severity, host, "Redis is slow", cause, mend, told)
 
     def redis_server(self, host: str, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
