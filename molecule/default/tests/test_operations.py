@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ def test_the_release_before_stays_on_disk_as_previous_and_its_slot_is_stopped(fl
         assert subprocess.run(unit, capture_output=True, text=True, check=False).stdout.strip() == "disabled"
 
 
-def test_scaling_out_replacing_a_dead_host_and_scaling_in_under_load_loses_no_order(fleet: Fleet) -> None:
+def test_scaling_out_and_in_under_load_loses_no_order(fleet: Fleet) -> None:
     bare = fleet.play(str(Path("lab/create.yml")), inventories=SCALED_OUT)
     assert bare.code == 0
     load = fleet.load(rate=200, count=1_000_000, name="scaling")
@@ -100,12 +101,14 @@ def test_scaling_out_replacing_a_dead_host_and_scaling_in_under_load_loses_no_or
     assert f"{served(fleet)[1]} 3/3" in rotation.output
     within(30, lambda: asked(fleet, 'up{job="app", host="app3"} == 1'), "Prometheus asks the new host, without a restart")
 
-    # The power goes, and a new machine comes with the same name and address.
-    subprocess.run(["docker", "rm", "--force", "--volumes", "trading-molecule-app3"], check=True, capture_output=True)
-    subprocess.run(["docker", "volume", "rm", "trading-molecule-app3-docker"], check=True, capture_output=True)
-    assert fleet.play(str(Path("lab/create.yml")), inventories=SCALED_OUT).code == 0
-    assert fleet.play("deploy.yml", "-l", "new_nodes", inventories=SCALED_OUT).code == 0
-    within(30, lambda: f"{served(fleet)[1]} 3/3" in fleet.play("release-status.yml", inventories=SCALED_OUT).output, "it serves")
+    # Asked for with OPERATIONS=all, since to set up a host takes minutes: the power goes, and a new machine takes the same place.
+    if os.environ.get("OPERATIONS") == "all":
+        subprocess.run(["docker", "rm", "--force", "--volumes", "trading-molecule-app3"], check=True, capture_output=True)
+        subprocess.run(["docker", "volume", "rm", "trading-molecule-app3-docker"], check=True, capture_output=True)
+        assert fleet.play(str(Path("lab/create.yml")), inventories=SCALED_OUT).code == 0
+        assert fleet.play("deploy.yml", "-l", "new_nodes", inventories=SCALED_OUT).code == 0
+        whole = f"{served(fleet)[1]} 3/3"
+        within(60, lambda: whole in fleet.play("release-status.yml", inventories=SCALED_OUT).output, "it serves")
 
     assert fleet.play("update-lb.yml").code == 0
     summary = load.finish(now=True)
