@@ -73,6 +73,8 @@ def main() -> None:
         run("ansible-playbook", "update-lb.yml", hosts=3)
         gone = [f"trading-lab-{name}" for name in new.split(",")]
         subprocess.run(["docker", "rm", "--force", "--volumes", *gone], check=True, stdout=subprocess.DEVNULL)
+        disks = [f"{name}-docker" for name in gone]
+        subprocess.run(["docker", "volume", "rm", *disks], check=True, stdout=subprocess.DEVNULL)
     for name, seconds in many.items():
         print(f"noop.{name}.{hosts}_hosts {seconds:.1f} s {seconds / few[name]:.2f} times that of 3 hosts", flush=True)
     # A run over four times the hosts that takes no more than four times as long grows no faster than the fleet.

@@ -164,7 +164,7 @@ def ask(url: str, headers: dict[str, str]) -> tuple[int, Any]:
     """Status and JSON of an answer, refusals too; raises OSError or ValueError where there is none."""
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 - an address of the fleet's own, from its inventory
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310 - as above
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read() or b"null")

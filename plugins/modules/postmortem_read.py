@@ -147,7 +147,7 @@ def alert_events(url: str, since: float, until: float) -> list[dict[str, Any]]:
     query = {"query": 'ALERTS{alertstate="firing"}', "start": f"{since:.0f}", "end": f"{until:.0f}"}
     query["step"] = str(alert_step(since, until))
     # An address of the fleet's own, from its inventory.
-    with urllib.request.urlopen(f"{url}/api/v1/query_range?{urllib.parse.urlencode(query)}", timeout=TIMEOUT) as answer:  # noqa: S310
+    with urllib.request.urlopen(f"{url}/api/v1/query_range?{urllib.parse.urlencode(query)}", timeout=TIMEOUT) as answer:  # noqa: S310 - the inventory's
         return alerts(json.load(answer), since, until)
 
 
