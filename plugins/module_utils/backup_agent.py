@@ -32,7 +32,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO, Optional
+from typing import IO, Any, Optional
 
 from .backups import (
     SCHEMA,
@@ -154,7 +154,7 @@ def _wait_for_snapshot(connection: RedisConnection, deadline: float) -> dict[str
         time.sleep(0.05)
 
 
-def _sha256(source: BinaryIO) -> str:
+def _sha256(source: IO[bytes]) -> str:
     digest = hashlib.sha256()
     while True:
         chunk = source.read(1 << 20)
@@ -204,7 +204,7 @@ def _making(directory: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _written(path: Path, recipients: Sequence[str]) -> Iterator[BinaryIO]:
+def _written(path: Path, recipients: Sequence[str]) -> Iterator[IO[bytes]]:
     """A file to be written, through age where there are recipients; on the disk and under its name only once it is whole."""
     part = path.with_name(path.name + _PART)
     try:
@@ -215,7 +215,7 @@ def _written(path: Path, recipients: Sequence[str]) -> Iterator[BinaryIO]:
                     assert age.stdin is not None
                     assert age.stderr is not None
                     with contextlib.suppress(BrokenPipeError):
-                        yield age.stdin  # type: ignore[misc]
+                        yield age.stdin
                         age.stdin.close()
                     said = age.stderr.read().decode(errors="replace").strip()
                 if age.returncode != 0:
@@ -300,7 +300,7 @@ def _snapshot_streams(
             parts[f"nats/{stream}.snapshot"] = (path, _digest_of(path))
 
 
-def _write_archive(target: BinaryIO, manifest: Mapping[str, Any], parts: Mapping[str, tuple[Path, str]]) -> None:
+def _write_archive(target: IO[bytes], manifest: Mapping[str, Any], parts: Mapping[str, tuple[Path, str]]) -> None:
     with tarfile.open(fileobj=target, mode="w|") as archive:
         with tempfile.TemporaryFile() as file:
             file.write(json.dumps(manifest, indent=2, sort_keys=True).encode())
