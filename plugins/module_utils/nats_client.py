@@ -11,6 +11,7 @@ import secrets
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -75,6 +76,7 @@ class Connection:
         self._stream = stream
         self._buffer = bytearray()
         self._deadline = time.monotonic() + timeout
+        self._waiting: dict[str, deque[tuple[Message, str]]] = {}
 
     def close(self) -> None:
         """End the connection."""
@@ -193,13 +195,21 @@ class Connection:
             operation += f"PUB {subject} {inbox} {len(payload)}\r\n".encode()
         self._send(operation + payload + b"\r\n")
         while True:
-            _, words, message = self._next()
+            verb, words, message = self._next()
             if message is not None and words[0] == inbox:
                 return message
+            self._keep(verb, words, message)
+
+    def _keep(self, verb: str, words: list[str], message: Optional[Message]) -> None:
+        """Keep a message for `receive`, and where it wants its answer, if it is for an inbox of `subscribe`."""
+        if message is not None and words[0] in self._waiting:
+            sizes = 2 if verb == "HMSG" else 1
+            self._waiting[words[0]].append((message, words[2] if len(words) == 3 + sizes else ""))
 
     def subscribe(self) -> str:
-        """An inbox of our own, whose messages `receive` returns."""
+        """An inbox of our own, whose messages `receive` returns: those too that come while another answer is waited for."""
         inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._waiting[inbox] = deque()
         self._deadline = time.monotonic() + self.timeout
         self._send(f"SUB {inbox} {secrets.randbits(31)}\r\n".encode())
         return inbox
@@ -210,13 +220,11 @@ class Connection:
         self._send(f"PUB {subject} {len(payload)}\r\n".encode() + payload + b"\r\n")
 
     def receive(self, inbox: str) -> tuple[Message, str]:
-        """The next message to an inbox, and the subject that it wants to be answered on; empty: none."""
+        """The next message to an inbox of `subscribe`, and the subject that it wants to be answered on; empty: none."""
         self._deadline = time.monotonic() + self.timeout
-        while True:
-            verb, words, message = self._next()
-            if message is not None and words[0] == inbox:
-                sizes = 2 if verb == "HMSG" else 1
-                return message, words[2] if len(words) == 3 + sizes else ""
+        while not self._waiting[inbox]:
+            self._keep(*self._next())
+        return self._waiting[inbox].popleft()
 
     def api(self, subject: str, payload: Mapping[str, Any], headers: Optional[Mapping[str, str]] = None) -> dict[str, Any]:
         """A request that JetStream answers with JSON; raises JetStreamError with what it says when it says no."""

@@ -151,6 +151,16 @@ def test_a_ledger_that_was_halted_says_so_and_gets_no_second_line(config: dict[s
     assert (loaded["was_halted"], loaded["counted"]["audit"]) == (True, 2)
 
 
+def test_what_comes_to_an_inbox_before_the_answer_to_a_request_is_not_lost(bus: Connection, nats: Nats) -> None:
+    inbox = bus.subscribe()
+    stream_state(bus, "TRADING_EVENTS")
+    with connect([f"127.0.0.1:{nats.port}"], "admin", "admin-secret") as other:
+        other.publish(inbox, b"first")
+        stream_state(other, "TRADING_EVENTS")
+    stream_state(bus, "TRADING_EVENTS")
+    assert bus.receive(inbox)[0].payload == b"first"
+
+
 def test_a_stream_comes_back_with_its_messages_and_numbers(config: dict[str, Any], bus: Connection, tmp_path: Path) -> None:
     events(bus, 300)
     before = stream_state(bus, "TRADING_EVENTS")
