@@ -24,7 +24,9 @@ os.environ["ANSIBLE_NOCOLOR"] = "1"
 ROOT = Path(__file__).resolve().parents[3]
 #: Scenarios share this file; each has it as its own.
 SCENARIO = Path(__file__).absolute().parents[1]
-LAB = yaml.safe_load((SCENARIO / "inventory" / "hosts.yml").read_text())["all"]["children"]["lab"]["vars"]["lab_name"]
+HOSTS = yaml.safe_load((SCENARIO / "inventory" / "hosts.yml").read_text())["all"]["children"]["lab"]
+LAB = HOSTS["vars"]["lab_name"]
+APPS, BALANCERS = (list(HOSTS["children"][group]["hosts"]) for group in ("app", "lb"))
 STATE = ROOT / ".lab" / LAB
 
 
@@ -100,6 +102,12 @@ class Load:
             self._process.communicate()
 
 
+def on_host(host: str, command: str) -> str:
+    """What a shell command on a host of the lab prints. Raises CalledProcessError if it fails."""
+    done = subprocess.run(["docker", "exec", f"{LAB}-{host}", "sh", "-c", command], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 @dataclass(frozen=True)
 class Fleet:
     """The lab's fleet, from the control node."""
@@ -129,6 +137,17 @@ class Fleet:
         assert done.code == 0, done.output
         text = done.output[done.output.index("msg: |-") + len("msg: |-") : done.output.index("PLAY RECAP")]
         return dict(json.loads(text))
+
+    def served(self) -> tuple[str, str]:
+        """The id of the release that serves, and its slot: what the load balancers' maps and the app hosts' disks say."""
+        found = set()
+        for balancer in BALANCERS:
+            released = dict(line.split() for line in on_host(balancer, "cat /etc/haproxy/maps/release.map").splitlines())
+            slot = released["stable"]
+            found |= {(on_host(host, f"readlink /opt/trading-bot/slots/{slot}"), slot) for host in APPS}
+        assert len(found) == 1, f"not the same everywhere: {found}"
+        link, slot = found.pop()
+        return Path(link).name, slot
 
     def load(self, rate: int, count: int, *, name: str, stop_every: int = 0) -> Load:
         """Start sending; the caller finishes it."""

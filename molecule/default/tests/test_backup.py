@@ -8,20 +8,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from conftest import LAB, ROOT, SCENARIO, STATE, Fleet
+from conftest import APPS, LAB, ROOT, SCENARIO, STATE, Fleet, on_host
 from test_paper_venue import within
 
 BACKUPS = ROOT / ".backups" / SCENARIO.joinpath("inventory").name
 
 
-def on_data(*command: str) -> str:
-    """What a command on the data host prints."""
-    done = subprocess.run(["docker", "exec", f"{LAB}-data1", *command], capture_output=True, text=True, check=True)
-    return done.stdout
-
-
 def backups() -> list[str]:
-    return [made["name"] for made in json.loads(on_data("trading-bot-backup", "list"))["backups"]]
+    return [made["name"] for made in json.loads(on_host("data1", "trading-bot-backup list"))["backups"]]
 
 
 def sent(fleet: Fleet, name: str, count: int) -> Path:
@@ -55,7 +49,7 @@ def test_check_mode_takes_no_backup(fleet: Fleet) -> None:
 
 
 def test_the_timer_is_set() -> None:
-    assert on_data("systemctl", "is-active", "trading-bot-backup.timer").strip() == "active"
+    assert on_host("data1", "systemctl is-active trading-bot-backup.timer") == "active"
 
 
 def test_a_new_data_host_gets_what_the_old_one_had_at_its_backup_and_the_rest_is_told_as_lost(fleet: Fleet) -> None:
@@ -76,8 +70,8 @@ def test_a_new_data_host_gets_what_the_old_one_had_at_its_backup_and_the_rest_is
     assert re.search(r"until \S+ is not in the backup: \d+ s", refused.output), refused.output
 
     # As the runbook has it: no instance may serve from an empty ledger, and the new host takes the old one's place.
-    for host in fleet.status()["hosts"]:
-        subprocess.run(["docker", "exec", f"{LAB}-{host}", "systemctl", "stop", "trading-bot"], check=True)
+    for host in APPS:
+        on_host(host, "systemctl stop trading-bot")
     subprocess.run(["docker", "rm", "--force", "--volumes", f"{LAB}-data1"], check=True, capture_output=True)
     subprocess.run(["docker", "volume", "rm", f"{LAB}-data1-docker"], check=True, capture_output=True)
     for playbook in ("lab/create.yml", "site.yml"):

@@ -21,15 +21,13 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import STATE, Fleet
+from conftest import APPS, STATE, Fleet
 from test_alerting import on
 from test_paper_venue import within
 
 testinfra_hosts = ["ansible://lb"]
 
 ARCHIVES = STATE / "diagnoses"
-#: App hosts that every scenario has.
-APPS = ["app1", "app2"]
 #: What a fault gives to the playbook besides.
 Arguments = tuple[str, ...]
 

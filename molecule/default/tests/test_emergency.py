@@ -10,29 +10,20 @@ from typing import Any
 
 import pytest
 import requests
-import yaml
-from conftest import LAB, SCENARIO, Fleet, Run
+from conftest import APPS, LAB, Fleet, Run, on_host
 from test_orders import ACCOUNT, order, post, secret
 from test_paper_venue import FINAL, seen, within
 
 PORTS = (18080, 18081)
-#: The fleet's app hosts; one that comes and goes in another test is none of them.
-APPS = sorted(
-    yaml.safe_load((SCENARIO / "inventory/hosts.yml").read_text())["all"]["children"]["lab"]["children"]["app"]["hosts"]
-)
-
-
-def on(host: str, command: str) -> None:
-    subprocess.run(["docker", "exec", f"{LAB}-{host}", "sh", "-c", command], check=True)
 
 
 @contextmanager
 def broken(host: str, breaks: str, mends: str) -> Iterator[None]:
-    on(host, breaks)
+    on_host(host, breaks)
     try:
         yield
     finally:
-        on(host, mends)
+        on_host(host, mends)
 
 
 def statuses(fleet: Fleet) -> dict[str, dict[str, Any]]:
@@ -96,7 +87,7 @@ def test_trading_is_halted_and_resumed_with_what_is_left_of_the_fleet(fleet: Fle
         broken(unreachable, "systemctl stop ssh; pkill sshd", "systemctl start ssh"),
     ):
         for host in stopped:
-            on(host, "systemctl stop trading-bot")
+            on_host(host, "systemctl stop trading-bot")
         try:
             done(fleet.play("halt.yml", "-e", "halt_reason=drill"), f"{last}: ", "halted", f"{unreachable}: cannot be reached")
             found = statuses(fleet)
@@ -109,7 +100,7 @@ def test_trading_is_halted_and_resumed_with_what_is_left_of_the_fleet(fleet: Fle
             assert operations(last)[1]["result"] == "nothing"
         finally:
             for host in stopped:
-                on(host, "systemctl start trading-bot")
+                on_host(host, "systemctl start trading-bot")
     within(20, lambda: post(fleet, order()).status_code == 503, "the load balancer is back, and nobody trades")
     refused = fleet.play("halt.yml", "-e", "halt_action=resume")
     assert refused.code != 0

@@ -11,18 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conftest import SCENARIO, Fleet, Run
+from conftest import SCENARIO, Fleet, Run, on_host
 from test_monitoring import asked
 from test_paper_venue import within
 
 SCALED_OUT = (SCENARIO / "inventory", SCENARIO / "scaled-out.yml")
 NEXT = "0.1.1"
-
-
-def served(fleet: Fleet) -> tuple[str, str]:
-    """The release that the fleet serves and its slot."""
-    now = fleet.status()["served"]
-    return now["release_id"], now["slot"]
 
 
 def assert_refused(run: Run, *words: str) -> None:
@@ -33,12 +27,12 @@ def assert_refused(run: Run, *words: str) -> None:
 @contextmanager
 def undisturbed(fleet: Fleet, name: str) -> Iterator[None]:
     """While the block runs, every order is answered, and afterwards the same release serves from the same slot."""
-    before = served(fleet)
-    load = fleet.load(rate=50, count=100_000, name=name)
+    before = fleet.served()
+    load = fleet.load(rate=20, count=100_000, name=name)
     yield
     summary = load.finish(now=True)
     assert summary["failed"] == 0, summary
-    assert served(fleet) == before
+    assert fleet.served() == before
 
 
 def test_deploy_again_changes_nothing(fleet: Fleet) -> None:
@@ -61,7 +55,7 @@ def test_check_on_a_changed_config_shows_just_that_change_and_changes_nothing(
 
 
 def test_a_second_release_under_load_loses_no_order(fleet: Fleet, source: Callable[..., Path]) -> None:
-    before, slot = served(fleet)
+    before, slot = fleet.served()
     load = fleet.load(rate=220, count=20_000, name="second-release")
     run = fleet.play("deploy.yml", "-e", f"release_version={NEXT}", "-e", f"release_source={source(NEXT)}")
     assert run.code == 0
@@ -75,7 +69,7 @@ def test_a_second_release_under_load_loses_no_order(fleet: Fleet, source: Callab
     assert {answer.split()[0] for answer in summary["answered_by"]} == {before.split("-")[0], NEXT}, summary
     verdict = load.judge()
     assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
-    after, new_slot = served(fleet)
+    after, new_slot = fleet.served()
     assert after.startswith(f"{NEXT}-")
     assert new_slot != slot
 
@@ -93,12 +87,12 @@ def test_the_release_before_stays_on_disk_as_previous_and_its_slot_is_stopped(fl
 def test_scaling_out_and_in_under_load_loses_no_order(fleet: Fleet) -> None:
     bare = fleet.play(str(Path("lab/create.yml")), inventories=SCALED_OUT)
     assert bare.code == 0
-    load = fleet.load(rate=200, count=1_000_000, name="scaling")
+    load = fleet.load(rate=60, count=1_000_000, name="scaling")
 
     assert fleet.play("deploy.yml", "-l", "new_nodes", inventories=SCALED_OUT).code == 0
     assert fleet.play("update-lb.yml", inventories=SCALED_OUT).code == 0
     rotation = fleet.play("release-status.yml", inventories=SCALED_OUT)
-    assert f"{served(fleet)[1]} 3/3" in rotation.output
+    assert f"{fleet.served()[1]} 3/3" in rotation.output
     within(30, lambda: asked(fleet, 'up{job="app", host="app3"} == 1'), "Prometheus asks the new host, without a restart")
 
     # Asked for with OPERATIONS=all, since to set up a host takes minutes: the power goes, and a new machine takes the same place.
@@ -107,7 +101,7 @@ def test_scaling_out_and_in_under_load_loses_no_order(fleet: Fleet) -> None:
         subprocess.run(["docker", "volume", "rm", "trading-molecule-app3-docker"], check=True, capture_output=True)
         assert fleet.play(str(Path("lab/create.yml")), inventories=SCALED_OUT).code == 0
         assert fleet.play("deploy.yml", "-l", "new_nodes", inventories=SCALED_OUT).code == 0
-        whole = f"{served(fleet)[1]} 3/3"
+        whole = f"{fleet.served()[1]} 3/3"
         within(60, lambda: whole in fleet.play("release-status.yml", inventories=SCALED_OUT).output, "it serves")
 
     assert fleet.play("update-lb.yml").code == 0
@@ -115,7 +109,7 @@ def test_scaling_out_and_in_under_load_loses_no_order(fleet: Fleet) -> None:
     assert summary["failed"] == 0, summary
     verdict = load.judge()
     assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
-    assert f"{served(fleet)[1]} 2/2" in fleet.play("release-status.yml").output
+    assert f"{fleet.served()[1]} 2/2" in fleet.play("release-status.yml").output
     within(30, lambda: not asked(fleet, 'up{job="app", host="app3"}'), "Prometheus asks no host that left")
 
 
@@ -192,13 +186,12 @@ def test_a_wrong_secret_never_gets_traffic(fleet: Fleet) -> None:
 
 
 def test_an_unreachable_host_stops_a_deployment_before_anything_starts(fleet: Fleet) -> None:
-    container = "trading-molecule-app2"
     with undisturbed(fleet, "unreachable"):
-        subprocess.run(["docker", "exec", container, "sh", "-c", "systemctl stop ssh; pkill sshd"], check=True)
+        on_host("app2", "systemctl stop ssh; pkill sshd")
         try:
             run = fleet.play("deploy.yml")
         finally:
-            subprocess.run(["docker", "exec", container, "systemctl", "start", "ssh"], check=True)
+            on_host("app2", "systemctl start ssh")
         assert_refused(run, "app2", "UNREACHABLE")
 
 
@@ -208,13 +201,12 @@ def test_a_full_disk_on_one_host_stops_a_deployment_before_anything_starts(fleet
         " && cp -a /tmp/kept/. releases/ && ! dd if=/dev/zero of=releases/.full bs=4k 2>/dev/null"
     )
     empty = "umount /opt/trading-bot/releases && rm -rf /tmp/kept"
-    container = "trading-molecule-app2"
     with undisturbed(fleet, "full-disk"):
-        subprocess.run(["docker", "exec", container, "sh", "-ec", fill], check=True)
+        on_host("app2", f"set -e; {fill}")
         try:
             run = fleet.play("deploy.yml", "-e", "vault_api_desk_token=another-token-of-the-desk")
         finally:
-            subprocess.run(["docker", "exec", container, "sh", "-ec", empty], check=True)
+            on_host("app2", f"set -e; {empty}")
         assert_refused(run, "app2", "MiB free")
 
 

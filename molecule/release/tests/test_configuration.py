@@ -6,12 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from conftest import Fleet, Run
-from test_rollouts import RATE, assert_nothing_lost, on_host, served
+from conftest import APPS, Fleet, Run, on_host
+from test_rollouts import RATE, assert_nothing_lost
 
 #: Two app hosts, of which one is out of rotation at a time; shorter looks than in production.
 SETTINGS = {"release_min_healthy": 1, "update_config_watch": "5s", "update_config_baseline": "3s", "release_ready_timeout": 20}
-HOSTS = ("app1", "app2")
 
 
 def changed(config: dict[str, Any], **sections: dict[str, Any]) -> list[str]:
@@ -22,11 +21,11 @@ def changed(config: dict[str, Any], **sections: dict[str, Any]) -> list[str]:
 
 def started(slot: str) -> list[str]:
     """When the slot's instance began, on each host."""
-    return [on_host(host, f"systemctl show -p ActiveEnterTimestamp trading-bot@{slot}") for host in HOSTS]
+    return [on_host(host, f"systemctl show -p ActiveEnterTimestamp trading-bot@{slot}") for host in APPS]
 
 
 def links(slot: str) -> set[str]:
-    return {on_host(host, f"readlink /opt/trading-bot/slots/{slot}") for host in HOSTS}
+    return {on_host(host, f"readlink /opt/trading-bot/slots/{slot}") for host in APPS}
 
 
 def assert_played(run: Run) -> None:
@@ -34,15 +33,14 @@ def assert_played(run: Run) -> None:
 
 
 def test_no_order_fails_through_a_reload_a_restart_and_an_upgrade(fleet: Fleet, shared_config: dict[str, Any]) -> None:
-    before = served(fleet)
-    slot = fleet.status()["served"]["slot"]
+    before, slot = fleet.served()
     load = fleet.load(rate=RATE, count=1_000_000, name="configuration")
 
     ran_since = started(slot)
     reloaded = changed(shared_config, risk={"max_leverage": 2.9})
     assert_played(fleet.play("update-config.yml", *reloaded))
     assert started(slot) == ran_since
-    assert served(fleet) != before
+    assert fleet.served()[0] != before
     again = fleet.play("deploy.yml", *reloaded)
     assert set(again.changed.values()) == {0}, again.output
 
@@ -55,7 +53,7 @@ def test_no_order_fails_through_a_reload_a_restart_and_an_upgrade(fleet: Fleet, 
     assert_played(fleet.play("upgrade.yml", "-l", "app2", "-e", json.dumps(upgrade)))
     # And back to the configuration that was there.
     assert_played(fleet.play("update-config.yml", *changed(shared_config)))
-    assert served(fleet) == before
+    assert fleet.served() == (before, slot)
     assert_nothing_lost(load)
 
 
@@ -72,15 +70,14 @@ def test_no_order_fails_through_a_reload_a_restart_and_an_upgrade(fleet: Fleet, 
 def test_a_bad_configuration_is_put_back_by_itself_on_every_host(
     fleet: Fleet, shared_config: dict[str, Any], bad: dict[str, Any], reason: str, failed: bool
 ) -> None:
-    before = served(fleet)
-    slot = fleet.status()["served"]["slot"]
+    before, slot = fleet.served()
     load = fleet.load(rate=RATE, count=1_000_000, name=f"bad-{next(iter(bad))}")
     run = fleet.play("update-config.yml", *changed(shared_config, **bad))
     assert run.code != 0
     assert "was put back on every host" in run.output
     assert reason in run.output
     assert links(slot) == {f"../releases/{before}"}
-    assert served(fleet) == before
+    assert fleet.served() == (before, slot)
     summary = load.finish(now=True)
     assert failed or summary["failed"] == 0, summary
     verdict = load.judge()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -14,9 +13,8 @@ from typing import Any
 
 import pytest
 from bad_versions import VERSIONS, Bad
-from conftest import LAB, STATE, Fleet, Load
+from conftest import APPS, BALANCERS, STATE, Fleet, Load, on_host
 
-BALANCERS = ("lb1", "lb2")
 RATE = 250
 #: A stage is shorter here than in production; how much evidence the judge wants is the same, and a slow machine has time.
 QUICK = {
@@ -35,14 +33,9 @@ def quick(version: str, home: Path, **more: Any) -> list[str]:
     return ["-e", json.dumps({**QUICK, "release_version": version, "release_source": str(home), **more})]
 
 
-def on_host(host: str, command: str) -> str:
-    done = subprocess.run(["docker", "exec", f"{LAB}-{host}", "sh", "-c", command], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
 def idle(fleet: Fleet) -> str:
     """The slot that does not serve."""
-    return "blue" if fleet.status()["served"]["slot"] == "green" else "green"
+    return "blue" if fleet.served()[1] == "green" else "green"
 
 
 def at(moment: str) -> float:
@@ -77,10 +70,6 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> float:
     return time.monotonic() - began
 
 
-def served(fleet: Fleet) -> str:
-    return str(fleet.status()["served"]["release_id"])
-
-
 def assert_nothing_lost(load: Load) -> None:
     summary = load.finish(now=True)
     assert summary["failed"] == 0, summary
@@ -100,7 +89,7 @@ def test_the_plan_tells_from_what_to_what_and_changes_nothing(fleet: Fleet, sour
 def test_a_good_version_walks_to_all_accounts_and_back_again_and_no_order_fails(
     fleet: Fleet, source: Callable[..., Path]
 ) -> None:
-    before = served(fleet)
+    before = fleet.served()[0]
     load = fleet.load(rate=RATE, count=1_000_000, name="good", stop_every=20)
     rollout = fleet.start("canary.yml", *quick("0.2.0", source("0.2.0"), canary_stages=[10, 50, 100]))
     wait_for(lambda: min(cuts()) >= 1000, 400, "the first stage")
@@ -108,22 +97,22 @@ def test_a_good_version_walks_to_all_accounts_and_back_again_and_no_order_fails(
     walked = rollout.finish()
     assert walked.code == 0
     assert "orders were decided alike" in walked.output
-    assert served(fleet).startswith("0.2.0-")
+    assert fleet.served()[0].startswith("0.2.0-")
     report = (rollouts()[-1] / "report.html").read_text()
     assert "promoted" in json.loads((rollouts()[-1] / "rollout.json").read_text())["outcome"]
     assert "<svg" in report
     back = fleet.play("rollback.yml")
     assert back.code == 0
-    assert served(fleet) == before
+    assert fleet.served()[0] == before
     assert_nothing_lost(load)
 
 
 def test_what_was_left_is_marked_and_not_rolled_out_again_without_a_reason(fleet: Fleet, source: Callable[..., Path]) -> None:
-    before = served(fleet)
+    before = fleet.served()[0]
     again = fleet.play("canary.yml", *quick("0.2.0", source("0.2.0")))
     assert again.code != 0
     assert "marked bad" in again.output
-    assert served(fleet) == before
+    assert fleet.served()[0] == before
     assert cuts() == [0, 0]
 
 
@@ -137,15 +126,15 @@ def test_a_bad_version_is_caught_and_gone_by_itself(fleet: Fleet, source: Callab
         home = source(f"0.2.{number}", bad.stable)
         stable = {"release_version": f"0.2.{number}", "release_source": str(home)}
         assert fleet.play("deploy.yml", "-e", json.dumps(stable)).code == 0
-    before, version = served(fleet), f"0.3.{number}"
+    before, version = fleet.served()[0], f"0.3.{number}"
     load = fleet.load(rate=RATE, count=1_000_000, name=f"bad-{number}", stop_every=20)
     run = fleet.play("canary.yml", *quick(version, source(version, bad.edit), release_ready_timeout=15))
     load.finish(now=True)
     assert run.code != 0
     assert re.search(bad.reason, run.output)
     assert cuts() == [0, 0]
-    assert served(fleet) == before
-    for host in ("app1", "app2"):
+    assert fleet.served()[0] == before
+    for host in APPS:
         assert on_host(host, f"systemctl is-active trading-bot@{idle(fleet)} || true") in ("inactive", "failed")
     lost = load.judge()
     assert (lost["lost"], lost["doubled"]) == (0, 0), lost
@@ -187,14 +176,14 @@ def test_a_control_node_that_dies_at_20_percent_leaves_0_percent_behind_and_a_se
     print(f"0% on both load balancers {seconds:.1f} s after the control node died")
     again = fleet.play("canary.yml", *quick("0.4.0", home, canary_stages=[20, 100]))
     assert again.code == 0
-    assert served(fleet).startswith("0.4.0-")
+    assert fleet.served()[0].startswith("0.4.0-")
     assert_nothing_lost(load)
 
 
 def test_of_two_rollouts_at_once_the_second_stops_and_an_operator_steers_the_first(
     fleet: Fleet, source: Callable[..., Path]
 ) -> None:
-    before = served(fleet)
+    before = fleet.served()[0]
     load = fleet.load(rate=RATE, count=1_000_000, name="two", stop_every=20)
     first = fleet.start("canary.yml", *quick("0.5.0", source("0.5.0"), canary_stages=[5, 100], **STANDING))
     wait_for(lambda: cuts() == [500, 500], 400, "5%")
@@ -211,5 +200,5 @@ def test_of_two_rollouts_at_once_the_second_stops_and_an_operator_steers_the_fir
     aborted = first.finish()
     assert aborted.code != 0
     assert "aborted" in aborted.output
-    assert served(fleet) == before
+    assert fleet.served()[0] == before
     assert_nothing_lost(load)

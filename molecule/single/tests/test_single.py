@@ -74,7 +74,7 @@ def test_a_hotfix_without_a_signature_is_refused_and_says_what_is_missing(host: 
 
 
 def test_the_guides_looks_at_the_host_show_something(host: Host, fleet: Fleet) -> None:
-    slot = fleet.status()["served"]["slot"]
+    _, slot = fleet.served()
     with host.sudo():
         assert "active (" in host.check_output("systemctl status trading-bot")
         assert '"event":"start"' in host.check_output(f"docker logs trading-bot-{slot} 2>&1")
