@@ -171,7 +171,15 @@ def test_a_version_that_crashes_at_start_never_gets_traffic(fleet: Fleet, source
 
     with undisturbed(fleet, "crash"):
         assert_refused(
-            fleet.play("deploy.yml", "-e", "release_version=0.1.2", "-e", f"release_source={source('0.1.2', crash)}"),
+            fleet.play(
+                "deploy.yml",
+                "-e",
+                "release_version=0.1.2",
+                "-e",
+                f"release_source={source('0.1.2', crash)}",
+                "-e",
+                "release_ready_timeout=15",
+            ),
             "this version crashes at start",
         )
 
