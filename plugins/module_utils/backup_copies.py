@@ -40,11 +40,11 @@ def collect(config: Mapping[str, Any], host: str) -> dict[str, Any]:
     incoming, shelf = Path(config["incoming"]) / host, Path(config["directory"])
     kept: list[str] = []
     wrong: list[str] = []
+    for path in [*incoming.glob(f"*{_BESIDE}")]:
+        claimed = path.with_name(f"{path.name[: -len(_BESIDE)]}{_CLAIMED}")
+        _discard(claimed)
+        path.rename(claimed)
     with _alone(shelf):
-        for path in [*incoming.glob(f"*{_BESIDE}")]:
-            claimed = path.with_name(f"{path.name[: -len(_BESIDE)]}{_CLAIMED}")
-            _discard(claimed)
-            path.rename(claimed)
         for claimed in sorted(incoming.glob(f"*{_CLAIMED}")):
             name = claimed.name[: -len(_CLAIMED)]
             there = [path.name for path in shelf.iterdir()]

@@ -112,7 +112,7 @@ def unsent(names: Iterable[str], host: str, sent: Optional[str]) -> list[Backup]
 def unwelcome(name: str, host: str, there: Iterable[str], now: datetime) -> str:
     """Why a host's backup is not kept beside those of it that are there; empty where it is.
 
-    What is kept grows at its end only, and no faster than time: else a host that was broken into could have the ones that are there
+    What is kept grows at its end only, and no faster than time: else a host that was broken into could have those that are there
     rotated away, with backups of years to come.
     """
     backup = parse(name)
