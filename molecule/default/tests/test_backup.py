@@ -14,10 +14,18 @@ from test_paper_venue import within
 BACKUPS = ROOT / ".backups" / SCENARIO.joinpath("inventory").name
 
 
+COPIES = "/var/backups/trading-bot/copies"
+
+
+def on(host: str, *command: str) -> str:
+    """What a command on a host prints."""
+    done = subprocess.run(["docker", "exec", f"{LAB}-{host}", *command], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
 def on_data(*command: str) -> str:
     """What a command on the data host prints."""
-    done = subprocess.run(["docker", "exec", f"{LAB}-data1", *command], capture_output=True, text=True, check=True)
-    return done.stdout
+    return on("data1", *command)
 
 
 def backups() -> list[str]:
@@ -58,13 +66,46 @@ def test_the_timer_is_set() -> None:
     assert on_data("systemctl", "is-active", "trading-bot-backup.timer").strip() == "active"
 
 
+def taken_by_the_timer() -> str:
+    """The name of a backup that the timer's service took, once the other host has it."""
+    on_data("systemctl", "start", "trading-bot-backup.service")
+    name = backups()[-1]
+    within(30, lambda: name in on("mon1", "ls", COPIES).split(), "the other host keeps a copy")
+    return name
+
+
+def test_what_the_timer_takes_is_on_another_host_out_of_its_senders_reach(fleet: Fleet) -> None:
+    sent(fleet, "before-copy", 10)
+    name = taken_by_the_timer()
+    told = on("mon1", "stat", "--format=%a %U %n", COPIES, f"{COPIES}/{name}", f"{COPIES}/{name}.sha256").split("\n")
+    assert told[:3] == [f"700 root {COPIES}", f"600 root {COPIES}/{name}", f"600 root {COPIES}/{name}.sha256"]
+    assert on("mon1", "find", "/var/lib/trading-bot-copies/data1", "-type", "f") == ""
+    digest = on_data("sha256sum", f"/var/backups/trading-bot/{name}").split()[0]
+    assert on("mon1", "sha256sum", f"{COPIES}/{name}").split()[0] == digest
+    figures = on("mon1", "cat", "/var/lib/trading-bot-metrics/backup-copies.prom")
+    assert 'trading_backup_copied_timestamp_seconds{of="data1"}' in figures
+
+    ours = "/etc/trading-bot-backup"
+    ssh = f"ssh -F /dev/null -i {ours}/id_ed25519 -o BatchMode=yes -o UserKnownHostsFile={ours}/known_hosts"
+    who = f"trading-backup@{fleet.private['mon1']}"
+    for command, why in (
+        ([*ssh.split(), who, "ls /"], "does not run rsync"),
+        (["rsync", "--rsh", ssh, f"{who}:{name}", "/tmp/"], "reading from write-only server is not allowed"),
+        (["rsync", "--rsh", ssh, "--recursive", "--delete", "/etc/nats/", f"{who}:"], "--delete has been disabled"),
+        ([*ssh.split(), "-W", f"{fleet.private['mon1']}:22", who], "administratively prohibited"),
+    ):
+        refused = subprocess.run(["docker", "exec", f"{LAB}-data1", *command], capture_output=True, text=True, check=False)
+        assert refused.returncode != 0, command
+        assert why in refused.stderr, refused.stderr
+
+
 def test_data_that_are_gone_come_back_as_of_the_backup_and_the_rest_is_told_as_lost(fleet: Fleet) -> None:
     sent(fleet, "before-backup", 100)
-    assert fleet.play("backup.yml", "-l", "data1").code == 0
-    name = backups()[-1]
-    assert (BACKUPS / name).is_file()
+    # Nobody has run backup.yml.
+    name = taken_by_the_timer()
     drill = fleet.play("drill.yml")
     assert drill.code == 0, drill.output
+    (BACKUPS / name).unlink()
     assert "verify-ledger is clean" in drill.output
     venue = f"http://{fleet.private['mon1']}:9200"
     had = ledger(fleet)["orders"]
@@ -78,10 +119,12 @@ def test_data_that_are_gone_come_back_as_of_the_backup_and_the_rest_is_told_as_l
     # As the runbook has it: no instance may serve from an empty ledger.
     for host in fleet.status()["hosts"]:
         subprocess.run(["docker", "exec", f"{LAB}-{host}", "systemctl", "stop", "trading-bot"], check=True)
-    on_data("sh", "-c", "systemctl stop redis-server nats-server && rm -rf /var/lib/redis/* /var/lib/nats/jetstream")
+    gone = "/var/lib/redis/* /var/lib/nats/jetstream /var/backups/trading-bot/2*"
+    on_data("sh", "-c", f"systemctl stop redis-server nats-server && rm -rf {gone}")
     on_data("systemctl", "start", "redis-server", "nats-server")
     run = fleet.play("restore.yml", "-e", "restore_resume=true")
     assert run.code == 0, run.output
+    assert f"{name} (from mon1)" in run.output
     assert "verify-ledger is clean" in run.output
     assert re.search(r"Recovery took \d+\.\d s", run.output)
     assert had <= ledger(fleet)["orders"] < had + 50
