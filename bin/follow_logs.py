@@ -110,20 +110,22 @@ class Following:
     """All hosts at once. Every process that it starts is gone when `until_the_end` returns."""
 
     def __init__(self, hosts: Sequence[Target]) -> None:
+        self._hosts = hosts
         self._width = max(len(host.name) for host in hosts)
         self._speaks = threading.Lock()
         self._ending = False
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.lost: list[str] = []
-        # A session of their own: ^C is for this program, which ends them.
-        self._processes = {
-            host.name: subprocess.Popen(
-                host.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-            )
-            for host in hosts
-        }
 
     def until_the_end(self) -> None:
-        """Print lines until every host is lost, or somebody calls `end`."""
+        """Print lines until every host is lost, or somebody calls `end`, at any time."""
+        for host in self._hosts:
+            # A session of their own: ^C is for this program, which ends them.
+            self._processes[host.name] = subprocess.Popen(
+                host.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            )
+        if self._ending:
+            self.end()
         threads = [threading.Thread(target=self._follow, args=item) for item in self._processes.items()]
         for thread in threads:
             thread.start()
@@ -193,7 +195,11 @@ def main() -> int:
 
 
 def run() -> NoReturn:
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        # While Ansible is asked for the hosts nothing runs yet that would have to be ended.
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ JUNIT = ROOT / ".lab" / "junit"
 MEMORY = Path("/dev/shm")
 # The app's tests that have to reach every branch of its domain.
 DOMAIN = [f"tests/test_{name}.py" for name in ("domain", "exposure", "verification", "ledger_properties")]
+# Those of its face to people and to exchanges, which take as long as all the others.
+FACES = [f"tests/test_{name}.py" for name in ("ccxt", "notify", "notify_messages", "page", "page_browser", "paper", "venue")]
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,11 @@ class Count:
         return f"{self.passed} passed, {self.failed} failed"
 
 
-def pytest_stage(
-    name: str, tests: Sequence[str], directory: Path = ROOT, options: Sequence[str] = (), *, alone: bool = False
-) -> Stage:
+def pytest_stage(name: str, tests: Sequence[str], directory: Path = ROOT, options: Sequence[str] = ()) -> Stage:
     report = JUNIT / f"{name}.xml"
     # Nothing here uses the asyncio plugin, and where it is not configured it warns, which is an error.
     command = ["pytest", "-p", "no:asyncio", *tests, f"--junit-xml={report}", *options]
-    return Stage(name, command, directory, report, counts_itself=False, alone=alone)
+    return Stage(name, command, directory, report, counts_itself=False)
 
 
 def shell_scripts() -> list[str]:
@@ -94,12 +94,13 @@ def groups() -> dict[str, list[Stage]]:
             Stage("mypy", ["mypy"]),
         ],
         "unit": [
+            pytest_stage("app", ["tests"], app, [f"--ignore={file}" for file in (*DOMAIN, *FACES)]),
+            pytest_stage("faces", FACES, app),
             pytest_stage("plugins", ["tests/unit"]),
             pytest_stage("policy", ["tests/policy"]),
             pytest_stage("templates", ["tests/templates"]),
             # Apart from the rest: these reach every branch of the domain, and only they pay for being traced.
-            pytest_stage("domain", DOMAIN, app, ["--cov"], alone=True),
-            pytest_stage("app", ["tests"], app, [f"--ignore={file}" for file in DOMAIN], alone=True),
+            pytest_stage("domain", DOMAIN, app, ["--cov"]),
         ],
         "molecule": [
             Stage(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -129,8 +130,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     journals = [
         journal(units.split(","), priority, since) for units, priority in ((all_of, "debug"), (warnings_of, "warning")) if units
     ]
+    terminated: list[int] = []
+    # Noted, not raised: what was started has to be ended, too.
+    signal.signal(signal.SIGTERM, lambda signum, _: terminated.append(signum))
     try:
-        follow(pattern, stamp, journals, _to_stdout, _stdin_ended)
+        follow(pattern, stamp, journals, _to_stdout, lambda wait: bool(terminated) or _stdin_ended(wait))
     except (BrokenPipeError, KeyboardInterrupt):
         # Nobody reads any more.
         os._exit(0)

@@ -12,7 +12,9 @@ EXPRESSIONS = frozenset({"when", "until", "failed_when", "changed_when", "that"}
 #: What Ansible and Molecule bring themselves.
 FOREIGN = re.compile(r"(ansible|molecule)_")
 #: Tags that mean something to Ansible itself, and those that Molecule always skips.
-RESERVED_TAGS = frozenset({"all", "always", "never", "tagged", "untagged", "notest", "molecule-notest"})
+RESERVED_TAGS = frozenset(
+    {"all", "always", "never", "tagged", "untagged", "notest", "molecule-notest", "molecule-idempotence-notest"}
+)
 
 _NO_NAME = re.compile(r"'[^']*'|\"[^\"]*\"|\|\s*[\w.]+|\.\s*\w+|\bis\s+(?:not\s+)?\w+")
 _WORDS = frozenset(

@@ -43,7 +43,7 @@ def test_an_unknown_variable_is_told_with_those_that_are_near_and_internal_ones_
 
 def test_what_ansible_and_molecule_give_is_not_ours_to_judge() -> None:
     assert unknown_variables(["ansible_user", "molecule_yml"], set()) == []
-    assert unknown_tags(["always", "notest", "molecule-notest"], set()) == []
+    assert unknown_tags(["always", "notest", "molecule-notest", "molecule-idempotence-notest"], set()) == []
 
 
 INVENTORY = """
