@@ -2,7 +2,7 @@
 # The programs that tests run and that are no Python packages, from the distribution, with none of their services started.
 . "$(dirname "$0")/lib.sh"
 
-packages=(age haproxy nats-server prometheus prometheus-alertmanager redis-server shellcheck)
+packages=(age haproxy nats-server prometheus prometheus-alertmanager redis-server rsync shellcheck)
 # The browser that looks at the built-in page. Ubuntu has it as a snap only: `snap install chromium`.
 if ! grep -qx 'ID=ubuntu' /etc/os-release; then packages+=(chromium); fi
 

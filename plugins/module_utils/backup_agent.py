@@ -1,6 +1,7 @@
 """The commands of ``trading-bot-backup``: a host's state into one archive, and back. Standard library only.
 
     create               take a backup, then remove what is too old
+    push                 send what was not sent yet to another host
     list                 what this host has
     now                  how far its ledger and its streams are
     check FILE           whether an archive is whole
@@ -34,6 +35,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, Optional
 
+from .backup_files import check_beside, digest_of, sha256, sync_directory, write_figures
+from .backup_push import forget, push
 from .backups import (
     SCHEMA,
     BackupError,
@@ -154,15 +157,6 @@ def _wait_for_snapshot(connection: RedisConnection, deadline: float) -> dict[str
         time.sleep(0.05)
 
 
-def _sha256(source: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while True:
-        chunk = source.read(1 << 20)
-        if not chunk:
-            return digest.hexdigest()
-        digest.update(chunk)
-
-
 def _pack_files(paths: Sequence[str], target: Path) -> list[str]:
     """The paths that there are, with what is below them, into one archive; returns which."""
     there = [path for path in paths if os.path.lexists(path)]
@@ -225,18 +219,10 @@ def _written(path: Path, recipients: Sequence[str]) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.rename(part, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             part.unlink()
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def create(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,12 +246,12 @@ def create(config: Mapping[str, Any]) -> dict[str, Any]:
                     manifest["redis"]["version"] = connection.info("server")["redis_version"]
                 # Redis replaces the file as a whole, so what is open stays what it is.
                 ledger = opened.enter_context(open(config["redis"]["dump"], "rb"))
-                parts[LEDGER] = (Path(f"/proc/self/fd/{ledger.fileno()}"), _sha256(ledger))
+                parts[LEDGER] = (Path(f"/proc/self/fd/{ledger.fileno()}"), sha256(ledger))
             if config.get("nats"):
                 _snapshot_streams(config, folder, manifest, parts)
             manifest["files"] = _pack_files(config["files"], folder / FILES)
             manifest["release"] = _release_on(config["release_root"])
-            parts[FILES] = (folder / FILES, _digest_of(folder / FILES))
+            parts[FILES] = (folder / FILES, digest_of(folder / FILES))
             taken = manifest["redis"]["at"] if manifest["redis"] else int(began * 1000)
             manifest["taken_at"] = taken
             manifest["parts"] = {name: {"size": path.stat().st_size, "sha256": digest} for name, (path, digest) in parts.items()}
@@ -273,7 +259,7 @@ def create(config: Mapping[str, Any]) -> dict[str, Any]:
             path = directory / name
             with _written(path, recipients) as target:
                 _write_archive(target, manifest, parts)
-        digest = _digest_of(path)
+        digest = digest_of(path)
         with _written(directory / f"{name}.sha256", ()) as file:
             file.write(f"{digest}  {name}\n".encode())
         removed = _remove_old(directory, config)
@@ -284,11 +270,6 @@ def create(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "size": size, "sha256": digest, "taken_at": taken, **summary, "streams": streams, "removed": removed}
 
 
-def _digest_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return _sha256(file)
-
-
 def _snapshot_streams(
     config: Mapping[str, Any], folder: Path, manifest: dict[str, Any], parts: dict[str, tuple[Path, str]]
 ) -> None:
@@ -297,7 +278,7 @@ def _snapshot_streams(
             path = folder / f"{stream}.snapshot"
             with open(path, "wb") as file:
                 manifest["streams"][stream] = take_snapshot(bus, stream, file)
-            parts[f"nats/{stream}.snapshot"] = (path, _digest_of(path))
+            parts[f"nats/{stream}.snapshot"] = (path, digest_of(path))
 
 
 def _write_archive(target: IO[bytes], manifest: Mapping[str, Any], parts: Mapping[str, tuple[Path, str]]) -> None:
@@ -329,20 +310,14 @@ def _remove_old(directory: Path, config: Mapping[str, Any]) -> list[str]:
 
 def _tell(config: Mapping[str, Any], taken: int, size: int, seconds: float) -> None:
     """Leave for the node exporter when the last backup was taken; nothing where it has no directory."""
-    path = Path(config["metrics_file"])
-    if not path.parent.is_dir():
-        return
-    text = ""
-    for name, value, what in (
-        ("trading_backup_timestamp_seconds", taken / 1000, "When this host's last backup was taken."),
-        ("trading_backup_size_bytes", size, "How large it is."),
-        ("trading_backup_duration_seconds", round(seconds, 3), "How long it took."),
-    ):
-        text += f"# HELP {name} {what}\n# TYPE {name} gauge\n{name} {value}\n"
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.chmod(0o644)
-    new.rename(path)
+    figures = (
+        ("trading_backup_timestamp_seconds", f"{taken / 1000}", "When this host's last backup was taken."),
+        ("trading_backup_size_bytes", f"{size}", "How large it is."),
+        ("trading_backup_duration_seconds", f"{round(seconds, 3)}", "How long it took."),
+    )
+    write_figures(Path(config["metrics_file"]), figures)
+    if not config.get("push"):
+        forget(config)
 
 
 def listed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,22 +337,11 @@ def listed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def check(path: Path) -> dict[str, Any]:
     """Compare an archive with the checksum beside it and with its manifest. Raises BackupError with what is wrong."""
-    _check_beside(path)
+    check_beside(path)
     if path.suffix == ".age":
         return {"name": path.name, "encrypted": True}
     manifest = _read_archive(path, None)
     return {"name": path.name, "encrypted": False, "parts": sorted(manifest["parts"])}
-
-
-def _check_beside(path: Path) -> None:
-    beside = path.with_name(f"{path.name}.sha256")
-    try:
-        expected = beside.read_text(encoding="utf-8").split()[0]
-        found = _digest_of(path)
-    except (OSError, IndexError) as error:
-        raise BackupError(f"{path.name} cannot be checked: {error}") from error
-    if found != expected:
-        raise BackupError(f"{path.name} is damaged: its SHA-256 is {found}, {beside.name} says {expected}")
 
 
 def _read_archive(path: Path, target: Optional[Path]) -> dict[str, Any]:
@@ -545,7 +509,7 @@ def install(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for path in (data, *data.glob("appendonlydir"), *data.glob("appendonlydir/*")):
         os.chown(path, owner.pw_uid, owner.pw_gid)
     (data / "appendonlydir").chmod(0o750)
-    _sync_directory(data)
+    sync_directory(data)
     return {"aside": str(aside) if old else ""}
 
 
@@ -632,6 +596,8 @@ def _run(arguments: argparse.Namespace, config: Mapping[str, Any]) -> dict[str, 
         raise BackupError(f"{command} takes {wanted} paths, found {len(paths)}")
     if command == "create":
         return create(config)
+    if command == "push":
+        return push(config)
     if command == "list":
         return listed(config)
     if command == "now":
@@ -651,7 +617,7 @@ def _run(arguments: argparse.Namespace, config: Mapping[str, Any]) -> dict[str, 
 
 def main(words: list[str], config_file: Path = CONFIG) -> int:
     """Carry out one command; the exit status is 0 where it was, and 1 where it was not, with why on standard error."""
-    commands = ("create", "list", "now", "check", "unpack", "ledger", "install", "streams", "try-streams")
+    commands = ("create", "push", "list", "now", "check", "unpack", "ledger", "install", "streams", "try-streams")
     parser = argparse.ArgumentParser(
         prog="trading-bot-backup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

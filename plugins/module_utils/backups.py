@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from typing import Any, Optional
 
 SCHEMA = 1
+#: Seconds that the clocks of two hosts may differ by.
+SKEW = 300
 _NAME = re.compile(r"^(\d{8}T\d{6}Z)-([A-Za-z0-9][A-Za-z0-9._-]*?)\.tar(\.age)?$")
 _FORMAT = "%Y%m%dT%H%M%SZ"
 
@@ -96,6 +98,34 @@ def _newest_of_each(newest_first: Sequence[Backup], count: int, span: Callable[[
         if span(backup) not in kept and len(kept) < count:
             kept[span(backup)] = backup.name
     return set(kept.values())
+
+
+def unsent(names: Iterable[str], host: str, sent: Optional[str]) -> list[Backup]:
+    """The backups of a host that another one has still to get, the oldest first: those after the last that was sent to it.
+
+    One that has got none yet gets the newest.
+    """
+    found = of_host(names, host)
+    return found[-1:] if sent is None else [backup for backup in found if backup.name > sent]
+
+
+def unwelcome(name: str, host: str, there: Iterable[str], now: datetime) -> str:
+    """Why a host's backup is not kept beside those of it that are there; empty where it is.
+
+    What is kept grows at its end only, and no faster than time: else a host that was broken into could have those that are there
+    rotated away, with backups of years to come.
+    """
+    backup = parse(name)
+    if backup is None or backup.host != host:
+        return f"it is no name of a backup of {host}"
+    if (backup.taken - now).total_seconds() > SKEW:
+        return "it says that it is of a time to come"
+    newest = of_host(there, host)[-1:]
+    if newest and name == newest[0].name:
+        return "it is there already"
+    if newest and name < newest[0].name:
+        return f"it is older than {newest[0].name}, which is there"
+    return ""
 
 
 def instant(milliseconds: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from conftest import APPS, LAB, ROOT, SCENARIO, STATE, Fleet, on_host
 from test_paper_venue import within
 
 BACKUPS = ROOT / ".backups" / SCENARIO.joinpath("inventory").name
+COPIES = "/var/backups/trading-bot/copies"
+FIGURES = "/var/lib/trading-bot-metrics/backup-copies.prom"
 
 
 def backups() -> list[str]:
@@ -52,13 +55,46 @@ def test_the_timer_is_set() -> None:
     assert on_host("data1", "systemctl is-active trading-bot-backup.timer") == "active"
 
 
+def taken_by_the_timer() -> str:
+    """The name of a backup that the timer's service took, once the other host has it."""
+    on_host("data1", "systemctl start trading-bot-backup.service")
+    name = backups()[-1]
+    taken = datetime.strptime(name[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+    figure = f'trading_backup_copied_timestamp_seconds{{of="data1"}} {taken:.0f}'
+    within(30, lambda: figure in on_host("mon1", f"cat {FIGURES} || true"), "the other host keeps a copy, and tells of it")
+    return name
+
+
+def test_what_the_timer_takes_is_on_another_host_out_of_its_senders_reach(fleet: Fleet) -> None:
+    sent(fleet, "before-copy", 10)
+    name = taken_by_the_timer()
+    told = on_host("mon1", f"stat --format='%a %U %n' {COPIES} {COPIES}/{name} {COPIES}/{name}.sha256").splitlines()
+    assert told == [f"700 root {COPIES}", f"600 root {COPIES}/{name}", f"600 root {COPIES}/{name}.sha256"]
+    assert on_host("mon1", "find /var/lib/trading-bot-copies/data1 -type f") == ""
+    digest = on_host("data1", f"sha256sum /var/backups/trading-bot/{name}").split()[0]
+    assert on_host("mon1", f"sha256sum {COPIES}/{name}").split()[0] == digest
+
+    ours = "/etc/trading-bot-backup"
+    ssh = f"ssh -F /dev/null -i {ours}/id_ed25519 -o BatchMode=yes -o UserKnownHostsFile={ours}/known_hosts"
+    who = f"trading-backup@{fleet.private['mon1']}"
+    for command, why in (
+        ([*ssh.split(), who, "ls /"], "does not run rsync"),
+        (["rsync", "--rsh", ssh, f"{who}:{name}", "/tmp/"], "reading from write-only server is not allowed"),
+        (["rsync", "--rsh", ssh, "--recursive", "--delete", "/etc/nats/", f"{who}:"], "--delete has been disabled"),
+        ([*ssh.split(), "-W", f"{fleet.private['mon1']}:22", who], "administratively prohibited"),
+    ):
+        refused = subprocess.run(["docker", "exec", f"{LAB}-data1", *command], capture_output=True, text=True, check=False)
+        assert refused.returncode != 0, command
+        assert why in refused.stderr, refused.stderr
+
+
 def test_a_new_data_host_gets_what_the_old_one_had_at_its_backup_and_the_rest_is_told_as_lost(fleet: Fleet) -> None:
     sent(fleet, "before-backup", 100)
-    assert fleet.play("backup.yml", "-l", "data1").code == 0
-    name = backups()[-1]
-    assert (BACKUPS / name).is_file()
+    # Nobody has run backup.yml.
+    name = taken_by_the_timer()
     drill = fleet.play("drill.yml")
     assert drill.code == 0, drill.output
+    (BACKUPS / name).unlink()
     assert "verify-ledger is clean" in drill.output
     venue = f"http://{fleet.private['mon1']}:9200"
     had = ledger(fleet)["orders"]
@@ -79,6 +115,7 @@ def test_a_new_data_host_gets_what_the_old_one_had_at_its_backup_and_the_rest_is
         assert made.code == 0, made.output
     run = fleet.play("restore.yml", "-e", "restore_resume=true")
     assert run.code == 0, run.output
+    assert f"{name} (from mon1)" in " ".join(run.output.split())
     assert "verify-ledger is clean" in run.output
     assert re.search(r"Recovery took \d+\.\d s", run.output)
     assert had <= ledger(fleet)["orders"] < had + 50

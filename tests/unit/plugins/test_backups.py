@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from ansible.module_utils.backups import (
@@ -16,6 +16,8 @@ from ansible.module_utils.backups import (
     parse,
     stream_decision,
     surplus,
+    unsent,
+    unwelcome,
 )
 
 TAKEN = datetime(2026, 1, 31, 12, 0, 0, 999, tzinfo=UTC)
@@ -124,3 +126,24 @@ def test_a_stream_is_restored_only_where_the_present_one_has_less(
     name: str, present: dict[str, int] | None, decision: str
 ) -> None:
     assert stream_decision(name, {"last_seq": 8}, present) == decision
+
+
+def test_what_another_host_has_not_got_is_sent_in_order_and_to_a_new_one_the_newest_alone() -> None:
+    names = [*hours(4), *hours(9, "lb1"), "sent.json"]
+    assert [backup.name for backup in unsent(names, "data1", names[1])] == names[2:4]
+    assert unsent(names, "data1", names[3]) == []
+    assert [backup.name for backup in unsent(names, "data1", None)] == [names[3]]
+    assert unsent([], "data1", None) == []
+
+
+def test_a_copy_is_kept_where_it_is_newer_than_those_that_are_there_and_not_of_a_time_to_come() -> None:
+    there = [*hours(3), *hours(9, "lb1")]
+    now = datetime(2026, 1, 1, 4, 0, tzinfo=UTC)
+    newer = name_of("data1", now - timedelta(minutes=1), encrypted=False)
+    assert unwelcome(newer, "data1", there, now) == unwelcome(newer, "data1", [], now) == ""
+    assert unwelcome(name_of("data1", now + timedelta(minutes=4), encrypted=True), "data1", there, now) == ""
+    assert "a time to come" in unwelcome(name_of("data1", now + timedelta(minutes=6), encrypted=False), "data1", there, now)
+    assert f"older than {there[2]}" in unwelcome(there[1], "data1", there, now)
+    assert "there already" in unwelcome(there[2], "data1", there, now)
+    for name in (newer.replace("data1", "lb1"), "../authorized_keys", "copies.json"):
+        assert "no name of a backup of data1" in unwelcome(name, "data1", there, now)
