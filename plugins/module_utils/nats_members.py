@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from .nats_client import Connection, JetStreamError, NatsError
 
 MEMBERS, HEALTH, REMOVE = "$SYS.REQ.SERVER.PING.JSZ", "$SYS.REQ.SERVER.PING.HEALTHZ", "$JS.API.SERVER.REMOVE"
 _POLL = 0.5
+_SILENT = "it does not answer"
 # What a cluster calls a member that none of its servers has heard of since they started.
 _NAMELESS = re.compile(r"\(peerID: (\w+)\)")
 
@@ -72,7 +73,7 @@ def _stream(connection: Connection, name: str) -> Stream:
 
 def _ill(connection: Connection, names: Sequence[str]) -> dict[str, str]:
     """What the servers of these names say of their health, of those that do not say that it is well."""
-    silent = dict.fromkeys(names, "it does not answer")
+    silent = dict.fromkeys(names, _SILENT)
     found: dict[str, str] = {}
     inbox = connection.subscribe()
     connection.publish(HEALTH, b"", inbox)
@@ -98,12 +99,21 @@ def look(system: Connection, reader: Connection) -> Cluster:
         raise NatsError(f"the cluster has no leader: {error}") from error
     members = _members(answer["data"].get("meta_cluster") or {})
     streams = tuple(_stream(reader, name) for name in stream_names(reader))
-    return Cluster(members, streams, _ill(system, [member.name for member in members.values() if member.running]))
+    ill = _ill(system, [member.name for member in members.values() if member.running])
+    # A server whose machine died is not told to be offline; nobody hears of it any more.
+    dead = {name: replace(members[name], running=False) for name in ill if ill[name] == _SILENT and not members[name].current}
+    return Cluster({**members, **dead}, streams, ill)
 
 
 def leaving(cluster: Cluster, hosts: Sequence[str]) -> list[str]:
     """The members that the inventory does not have."""
     return sorted(set(cluster.members) - set(hosts))
+
+
+def undecided(cluster: Cluster, hosts: Sequence[str]) -> str:
+    """Whether a server that may leave runs cannot be told yet: it does not answer, and was heard of seconds ago."""
+    unclear = [name for name in leaving(cluster, hosts) if cluster.members[name].running and cluster.ill.get(name) == _SILENT]
+    return f"whether {unclear[0]} runs cannot be told: it does not answer, and the others hear of it" if unclear else ""
 
 
 def forbidden(cluster: Cluster, hosts: Sequence[str]) -> str:
@@ -117,8 +127,8 @@ def forbidden(cluster: Cluster, hosts: Sequence[str]) -> str:
     return ""
 
 
-def unready(cluster: Cluster, hosts: Sequence[str]) -> str:
-    """Why no server may leave yet; empty: nothing keeps one that does not run from it."""
+def unready(cluster: Cluster, hosts: Sequence[str], leaver: str = "") -> str:
+    """Why this server may not leave yet; empty: nothing keeps it from that. Copies on it do not count."""
     missing = sorted(set(hosts) - set(cluster.members))
     if missing:
         return f"{', '.join(missing)}: in the inventory, and not in the cluster"
@@ -133,7 +143,7 @@ def unready(cluster: Cluster, hosts: Sequence[str]) -> str:
     if len(running) <= len(cluster.members) // 2:
         return f"{len(running)} of {len(cluster.members)} servers run, which is no majority"
     for stream in cluster.streams:
-        good = [member for member in stream.members if member.running and member.current]
+        good = [member for member in stream.members if member.running and member.current and member.name != leaver]
         if stream.reason:
             return f"nobody answers for the stream {stream.name}, whose copies would be lost: {stream.reason}"
         if len(good) <= stream.copies // 2:
@@ -193,7 +203,7 @@ def depart(
     Each leaves once the others are well, and the next one when the streams have all of their copies again; either may take
     `seconds`. Raises NatsError where none may leave, or where what has to come first does not.
     """
-    cluster = _until(ask, lambda _: "", seconds)
+    cluster = _until(ask, partial(undecided, hosts=hosts), seconds)
     before = tuple(sorted(cluster.members))
     gone = leaving(cluster, hosts)
     running = tuple(name for name in gone if cluster.members[name].running)
@@ -201,14 +211,15 @@ def depart(
     if not gone:
         return Departure((), (), before, before)
     refused = forbidden(cluster, hosts)
-    if dry and not refused and stopped:
+    if dry and not refused:
         # A host that is not in the cluster yet would be by now.
-        refused = unready(cluster, [host for host in hosts if host in cluster.members])
+        there = [host for host in hosts if host in cluster.members]
+        refused = next((why for why in (unready(cluster, there, name) for name in stopped) if why), "")
     if refused:
         raise NatsError(f"{', '.join(gone)} cannot leave the cluster: {refused}")
     for name in () if dry else stopped:
         try:
-            cluster = _until(ask, partial(unready, hosts=hosts), seconds)
+            cluster = _until(ask, partial(unready, hosts=hosts, leaver=name), seconds)
         except NatsError as error:
             raise NatsError(f"{name} cannot leave the cluster yet: {error}") from error
         if name in cluster.members and cluster.members[name].running:

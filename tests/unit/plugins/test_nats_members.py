@@ -260,6 +260,7 @@ def test_nobody_leaves_while_another_one_is_missing(servers: Servers, run_module
     servers.start("data1", "data2", "data3", "data4", "data5")
     servers.stop("data5")
     servers.stop("data4")
+    wait_until(lambda: servers.leader() != "", "a leader")
     refused = run_module("nats_members", servers.arguments("data1", "data2", "data3", "data4", wait=1))
     assert refused["msg"] == "data5 cannot leave the cluster yet: data4 does not run"
     assert (
