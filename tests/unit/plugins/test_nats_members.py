@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -14,12 +16,12 @@ from typing import Any
 import pytest
 from ansible.module_utils.nats_client import Connection, connect
 from ansible.module_utils.nats_members import Cluster, Member, Stream, forbidden, unready, unsettled
-from plugin_testing import RunModule, ended, free_port, program, wait_until
+from plugin_testing import RunModule, ended, program, wait_until
 
 CONFIG = """
 server_name: "{name}"
-listen: "127.0.0.1:{port}"
-http: "127.0.0.1:{monitor}"
+listen: "{address}:{port}"
+http: "{address}:{monitor}"
 jetstream {{ store_dir: "{store}" }}
 authorization {{ users: [
   {{ user: app, password: app-secret }}
@@ -31,33 +33,45 @@ accounts {{ $SYS {{ users: [
       publish: ["$SYS.REQ.SERVER.PING.JSZ", "$SYS.REQ.SERVER.PING.HEALTHZ", "$JS.API.SERVER.REMOVE"]
       subscribe: ["_INBOX.>"] }} }}
 ] }} }}
-cluster {{ name: trading, listen: "127.0.0.1:{cluster}", routes: [{routes}] }}
+cluster {{ name: trading, listen: "{address}:{cluster}", routes: [{routes}] }}
 """
 
 
 class Servers:
-    """NATS servers of one cluster, each of which may be stopped for good."""
+    """NATS servers of one cluster, each of which may be stopped for good. Each has an address of its own, and all the same ports."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self.ports: dict[str, list[int]] = {}
+        self.addresses: dict[str, str] = {}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+            for one in sockets:
+                one.bind(("127.0.0.1", 0))
+            self.port, self.monitor, self.cluster = (one.getsockname()[1] for one in sockets)
 
     def start(self, *names: str) -> None:
         """Start servers of these names, new ones or some that were there."""
         for name in names:
-            self.ports.setdefault(name, [free_port() for _ in range(3)])
+            self.addresses.setdefault(name, f"127.0.0.{len(self.addresses) + 2}")
         for name in names:
-            port, monitor, cluster = self.ports[name]
-            routes = ", ".join(f'"nats-route://127.0.0.1:{ports[2]}"' for other, ports in self.ports.items() if other != name)
-            text = CONFIG.format(name=name, port=port, monitor=monitor, cluster=cluster, store=self.place / name, routes=routes)
+            others = [address for other, address in self.addresses.items() if other != name]
+            text = CONFIG.format(
+                name=name,
+                address=self.addresses[name],
+                port=self.port,
+                monitor=self.monitor,
+                cluster=self.cluster,
+                store=self.place / name,
+                routes=", ".join(f'"nats-route://{address}:{self.cluster}"' for address in others),
+            )
             (self.place / f"{name}.conf").write_text(text)
             self.running[name] = subprocess.Popen(
                 [program("nats-server"), "-c", str(self.place / f"{name}.conf")],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        size = len(self.ports)
+        size = len(self.addresses)
         wait_until(lambda: self.size() == size and all(self.healthy(name) for name in self.running), f"a cluster of {size}")
 
     def stop(self, name: str) -> None:
@@ -73,7 +87,7 @@ class Servers:
     def page(self, name: str, path: str) -> dict[str, Any]:
         """A page of a server's monitoring; empty where it does not answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[name][1]}/{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{self.addresses[name]}:{self.monitor}/{path}", timeout=5) as answer:
                 return dict(json.load(answer))
         except OSError:
             return {}
@@ -98,7 +112,7 @@ class Servers:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.ports[next(iter(self.running))][0]}"
+        return f"{self.addresses[next(iter(self.running))]}:{self.port}"
 
     def stream(self, name: str, copies: int, messages: int = 0) -> list[str]:
         """Make a stream with messages; the servers that keep it, its leader first."""
@@ -151,7 +165,7 @@ def test_a_server_that_was_stopped_leaves_and_its_copies_are_made_elsewhere(serv
     assert not run_module("nats_members", everybody)["changed"]
 
     left = next(name for name in keepers[1:] if name != servers.leader())
-    stay = [name for name in servers.ports if name != left]
+    stay = [name for name in servers.addresses if name != left]
     running = run_module("nats_members", servers.arguments(*stay))
     assert (running["failed"], running["removed"]) == (True, [])
     assert running["msg"].startswith(
@@ -199,7 +213,7 @@ def test_a_host_that_died_is_replaced_by_one_of_another_name(servers: Servers, r
     servers.start("data1", "data2", "data3")
     servers.stream("EVENTS", 3, 50)
     died = servers.leader()
-    stay = [name for name in servers.ports if name != died]
+    stay = [name for name in servers.addresses if name != died]
     servers.kill(died)
     early = run_module("nats_members", servers.arguments(*stay, "data4", wait=0))
     assert early["failed"]
@@ -246,7 +260,7 @@ def test_the_only_copy_of_a_stream_is_not_given_up(servers: Servers, run_module:
         [keeper] = servers.stream(f"ONE{number}", 1, 5)
         if keeper != servers.leader():
             break
-    stay = servers.arguments(*(name for name in servers.ports if name != keeper))
+    stay = servers.arguments(*(name for name in servers.addresses if name != keeper))
     servers.stop(keeper)
     stay["servers"] = [servers.address]
     for check in (True, False):
