@@ -214,10 +214,10 @@ class Connection:
         self._send(f"SUB {inbox} {secrets.randbits(31)}\r\n".encode())
         return inbox
 
-    def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
-        """Publish without waiting; answers go to `reply`, an inbox of `subscribe`."""
+    def publish(self, subject: str, payload: bytes) -> None:
+        """Publish without waiting for an answer."""
         self._deadline = time.monotonic() + self.timeout
-        self._send(f"PUB {subject} {reply} {len(payload)}\r\n".encode() + payload + b"\r\n")
+        self._send(f"PUB {subject} {len(payload)}\r\n".encode() + payload + b"\r\n")
 
     def receive(self, inbox: str) -> tuple[Message, str]:
         """The next message to an inbox of `subscribe`, and the subject that it wants to be answered on; empty: none."""

@@ -1,25 +1,27 @@
 """The members of a JetStream cluster: who is in it, who may be taken out of it, and when what they kept is elsewhere.
 
 A server that was stopped goes on counting: of its cluster's majority, and of the copies of its streams. The cluster forgets it
-when its leader is told to, which takes NATS's system account. Standard library only, as it travels to hosts.
+when its leader is told to. Standard library only, as it travels to hosts.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from .jetstream_streams import stream_names
-from .nats_client import Connection, JetStreamError, NatsError
+from .nats_client import Connection, NatsError
 
-MEMBERS, HEALTH, REMOVE = "$SYS.REQ.SERVER.PING.JSZ", "$SYS.REQ.SERVER.PING.HEALTHZ", "$JS.API.SERVER.REMOVE"
+REMOVE = "$JS.API.SERVER.REMOVE"
 _POLL = 0.5
-_SILENT = "it does not answer"
+_SECONDS_SILENT = 5
+_FOLLOWER = {"current": True, "offline": False}
 # What a cluster calls a member that none of its servers has heard of since they started.
 _NAMELESS = re.compile(r"\(peerID: (\w+)\)")
 
@@ -59,7 +61,9 @@ def _members(group: Mapping[str, Any]) -> dict[str, Member]:
     for one in group.get("replicas") or []:
         nameless = _NAMELESS.search(one["name"])
         peer = nameless[1] if nameless else ""
-        found.append(Member(f"server {peer}" if peer else str(one["name"]), bool(one["current"]), not one.get("offline"), peer))
+        # Of a server whose machine died nobody says that it is offline; its leader has not heard of it for seconds.
+        running = not one.get("offline") and (bool(one["current"]) or int(one.get("active", 0)) < _SECONDS_SILENT * 10**9)
+        found.append(Member(f"server {peer}" if peer else str(one["name"]), bool(one["current"]), running, peer))
     return {member.name: member for member in found}
 
 
@@ -71,49 +75,43 @@ def _stream(connection: Connection, name: str) -> Stream:
     return Stream(name, int(answer["config"]["num_replicas"]), tuple(_members(answer.get("cluster") or {}).values()))
 
 
-def _ill(connection: Connection, names: Sequence[str]) -> dict[str, str]:
-    """What the servers of these names say of their health, of those that do not say that it is well."""
-    silent = dict.fromkeys(names, _SILENT)
-    found: dict[str, str] = {}
-    inbox = connection.subscribe()
-    connection.publish(HEALTH, b"", inbox)
+def _page(address: str, path: str, seconds: float) -> dict[str, Any]:
+    """A page of a server's monitoring, whatever its status. Raises OSError, HTTPException or ValueError where there is none."""
+    connection = http.client.HTTPConnection(address, timeout=seconds)
     try:
-        while silent:
-            answer = json.loads(connection.receive(inbox)[0].payload)
-            health = answer.get("data") or {}
-            if silent.pop(answer["server"]["name"], None) and health.get("status") != "ok":
-                found[answer["server"]["name"]] = str(health.get("error") or health.get("status"))
-    except NatsError:
-        # Nobody else answers in time: they are not well either.
-        found.update(silent)
-    return found
+        connection.request("GET", path)
+        return dict(json.loads(connection.getresponse().read()))
+    finally:
+        connection.close()
 
 
-def look(system: Connection, reader: Connection) -> Cluster:
-    """The cluster as its leader and its streams' leaders see it. Raises NatsError where it has no leader."""
-    try:
-        answer = system.api(MEMBERS, {"leader_only": True})
-    except JetStreamError:
-        raise
-    except NatsError as error:
-        raise NatsError(f"the cluster has no leader: {error}") from error
-    members = _members(answer["data"].get("meta_cluster") or {})
-    streams = tuple(_stream(reader, name) for name in stream_names(reader))
-    ill = _ill(system, [member.name for member in members.values() if member.running])
-    # A server whose machine died is not told to be offline; nobody hears of it any more.
-    dead = {name: replace(members[name], running=False) for name in ill if ill[name] == _SILENT and not members[name].current}
-    return Cluster({**members, **dead}, streams, ill)
+def look(connection: Connection, monitors: Mapping[str, str]) -> Cluster:
+    """The cluster as its leader and its streams' leaders see it, and its servers themselves.
+
+    `monitors` has the address of the monitoring of each server of the inventory by name. Raises NatsError where the cluster has no leader.
+    """
+    ill: dict[str, str] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, address in monitors.items():
+        try:
+            health = _page(address, "/healthz", connection.timeout)
+            groups[name] = _page(address, "/jsz", connection.timeout).get("meta_cluster") or {}
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            ill[name] = f"no answer: {error}"
+            continue
+        if health.get("status") != "ok":
+            ill[name] = str(health.get("error") or health.get("status"))
+    leaders = sorted({str(group["leader"]) for group in groups.values() if group.get("leader")})
+    if len(leaders) != 1:
+        raise NatsError(f"the cluster has {'more than one leader: ' + ', '.join(leaders) if leaders else 'no leader'}")
+    # Only the leader tells who the members are. One that is not in the inventory and leads is all that is to be known.
+    members = _members(groups.get(leaders[0], {"leader": leaders[0], "replicas": [_FOLLOWER | {"name": n} for n in groups]}))
+    return Cluster(members, tuple(_stream(connection, name) for name in stream_names(connection)), ill)
 
 
 def leaving(cluster: Cluster, hosts: Sequence[str]) -> list[str]:
     """The members that the inventory does not have."""
     return sorted(set(cluster.members) - set(hosts))
-
-
-def undecided(cluster: Cluster, hosts: Sequence[str]) -> str:
-    """Whether a server that may leave runs cannot be told yet: it does not answer, and was heard of seconds ago."""
-    unclear = [name for name in leaving(cluster, hosts) if cluster.members[name].running and cluster.ill.get(name) == _SILENT]
-    return f"whether {unclear[0]} runs cannot be told: it does not answer, and the others hear of it" if unclear else ""
 
 
 def forbidden(cluster: Cluster, hosts: Sequence[str]) -> str:
@@ -174,9 +172,9 @@ class Departure:
     after: tuple[str, ...]
 
 
-def remove(system: Connection, member: Member) -> None:
+def remove(connection: Connection, member: Member) -> None:
     """Have the cluster forget a server."""
-    system.api(REMOVE, {"peer": member.name, **({"peer_id": member.peer} if member.peer else {})})
+    connection.api(REMOVE, {"peer": member.name, **({"peer_id": member.peer} if member.peer else {})})
 
 
 def _until(ask: Callable[[], Cluster], why_not: Callable[[Cluster], str], seconds: float) -> Cluster:
@@ -203,7 +201,7 @@ def depart(
     Each leaves once the others are well, and the next one when the streams have all of their copies again; either may take
     `seconds`. Raises NatsError where none may leave, or where what has to come first does not.
     """
-    cluster = _until(ask, partial(undecided, hosts=hosts), seconds)
+    cluster = _until(ask, lambda _: "", seconds)
     before = tuple(sorted(cluster.members))
     gone = leaving(cluster, hosts)
     running = tuple(name for name in gone if cluster.members[name].running)

@@ -22,31 +22,20 @@ description:
 author: Trading Bot Ops (@trading-bot-ops)
 options:
   servers:
-    description: Servers of the cluster that are asked, C(host:port); the first that answers is.
+    description: Servers of the cluster that are told, C(host:port); the first that lets the user in is.
     type: list
     elements: str
     required: true
   hosts:
-    description: The names of the servers that the cluster is to have.
-    type: list
-    elements: str
+    description: By name, the address of the monitoring of each server that the cluster is to have, C(host:port).
+    type: dict
     required: true
   user:
-    description:
-      - A user of the system account. It publishes to C($SYS.REQ.SERVER.PING.JSZ), C($SYS.REQ.SERVER.PING.HEALTHZ) and
-        C($JS.API.SERVER.REMOVE).
+    description: A user who publishes to C($JS.API.STREAM.NAMES), C($JS.API.STREAM.INFO.*) and C($JS.API.SERVER.REMOVE).
     type: str
     required: true
   password:
     description: The password of I(user).
-    type: str
-    required: true
-  streams_user:
-    description: A user of the account with the streams. It publishes to C($JS.API.STREAM.NAMES) and C($JS.API.STREAM.INFO.*).
-    type: str
-    required: true
-  streams_password:
-    description: The password of I(streams_user).
     type: str
     required: true
   wait:
@@ -68,11 +57,11 @@ EXAMPLES = r"""
 - name: Have the cluster forget the servers that are gone
   nats_members:
     servers: ["10.0.0.40:4222"]
-    hosts: "{{ groups['nats'] }}"
+    hosts:
+      data1: 10.0.0.40:8222
+      data2: 10.0.0.41:8222
     user: system
     password: "{{ vault_nats_system_password }}"
-    streams_user: backup
-    streams_password: "{{ vault_nats_backup_password }}"
 """
 
 RETURN = r"""
@@ -87,11 +76,9 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "servers": {"type": "list", "elements": "str", "required": True},
-            "hosts": {"type": "list", "elements": "str", "required": True},
+            "hosts": {"type": "dict", "required": True},
             "user": {"type": "str", "required": True},
             "password": {"type": "str", "required": True, "no_log": True},
-            "streams_user": {"type": "str", "required": True},
-            "streams_password": {"type": "str", "required": True, "no_log": True},
             "wait": {"type": "float", "default": 120},
             "timeout": {"type": "float", "default": 2.0},
         },
@@ -99,17 +86,15 @@ def main() -> None:
     )
     given = module.params
     try:
-        system = connect(given["servers"], given["user"], given["password"], timeout=given["timeout"])
-        reader = connect(given["servers"], given["streams_user"], given["streams_password"], timeout=given["timeout"])
+        connection = connect(given["servers"], given["user"], given["password"], timeout=given["timeout"])
     except NatsError as error:
         if module.check_mode:
             module.exit_json(changed=False, removed=[], members=[], told=str(error))
         module.fail_json(msg=str(error))
-    with system, reader:
+    ask, forget = partial(look, connection, given["hosts"]), partial(remove, connection)
+    with connection:
         try:
-            seen = depart(
-                partial(look, system, reader), partial(remove, system), given["hosts"], given["wait"], module.check_mode
-            )
+            seen = depart(ask, forget, list(given["hosts"]), given["wait"], module.check_mode)
         except NatsError as error:
             module.fail_json(msg=str(error))
     result = {"changed": bool(seen.removed), "removed": seen.removed, "members": seen.after, "told": ""}

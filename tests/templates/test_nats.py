@@ -48,7 +48,6 @@ class Bus:
             "nats_cluster_port": self.cluster_port,
             "nats_cluster_hosts": self.cluster,
             "nats_cluster_password": "password-of-the-cluster",
-            "nats_system_password": "password-of-the-user-system",
             "__nats_store_dir": str(self.place / "store"),
             "__nats_version": {"stdout": version.stdout},
         }
@@ -139,13 +138,7 @@ def test_configuration_is_the_same_on_every_run_and_has_no_clear_password(bus: B
     bus.configure()
     assert (bus.place / "nats.conf").read_text() == first
     assert "password-of-the-user" not in first
-    assert len(set(re.findall(r"\$2a\$08\$\S{53}", first))) == len(USERS) + 1  # and the system account's
-
-
-def test_without_a_password_there_is_no_user_of_the_system_account(bus: Bus) -> None:
-    bus.configure(nats_system_password="")
-    assert "$SYS" not in (bus.place / "nats.conf").read_text()
-    assert bus.check().returncode == 0
+    assert len(set(re.findall(r"\$2a\$08\$\S{53}", first))) == len(USERS)
 
 
 @pytest.mark.parametrize(("version", "written"), [("v2.9.10", False), ("v2.10.27", True), ("v2.11.4", True)])
@@ -240,9 +233,9 @@ def test_slot_hears_the_copies_of_orders_that_the_other_slot_makes(bus: Bus) -> 
         ("trading_bot", "$JS.API.STREAM.PURGE.KV_release"),
         ("trading_bot", "$JS.API.STREAM.MSG.DELETE.TRADING_EVENTS"),
         ("trading_bot", "$SYS.REQ.SERVER.PING"),
+        ("trading_bot", "$JS.API.SERVER.REMOVE"),
+        ("backup", "$JS.API.SERVER.REMOVE"),
         ("system", "$JS.API.STREAM.DELETE.TRADING_EVENTS"),
-        ("system", "$JS.API.META.LEADER.STEPDOWN"),
-        ("system", "$SYS.REQ.SERVER.PING.CONNZ"),
         ("system", "trading.orders.submit.a1"),
     ],
 )
@@ -267,7 +260,6 @@ def test_user_may_not_publish(bus: Bus, user: str, subject: str) -> None:
         ("client", ">"),
         ("release", "trading.>"),
         ("trading_bot", ">"),
-        ("system", ">"),
     ],
 )
 def test_user_may_not_subscribe(bus: Bus, user: str, subject: str) -> None:
@@ -295,51 +287,6 @@ def test_new_user_comes_with_a_reload_that_disconnects_nobody(bus: Bus) -> None:
         await app.close()
 
     run(main())
-
-
-def test_system_user_comes_with_a_reload_and_sees_the_members_and_nobody_else_does(tmp_path: Path) -> None:
-    """The others stay in the account that they were in, with their streams."""
-    program("nats-server")
-    ports = free_ports(3)
-    hosts = [{"name": f"data{number}", "address": f"127.0.0.{number}"} for number in (1, 2, 3)]
-    servers = [Bus(tmp_path / host["name"], hosts, number, ports) for number, host in enumerate(hosts)]
-
-    async def main() -> None:
-        app = await servers[0].connect("trading_bot")
-        stream = app.jetstream(timeout=2)
-        for _ in range(100):
-            try:
-                await stream.add_stream(StreamConfig(name="TRADING_EVENTS", subjects=["trading.events.>"], num_replicas=3))
-                break
-            except (nats.js.errors.APIError, nats.errors.Error):
-                await asyncio.sleep(0.1)  # the servers are still choosing their leader
-        assert (await stream.publish("trading.events.order", b"1")).seq == 1
-        for server in servers:
-            server.configure()
-            await asyncio.to_thread(server.reload)
-        assert (await stream.publish("trading.events.order", b"2")).seq == 2
-        assert app.stats["reconnects"] == 0
-
-        system = await servers[0].connect("system")
-        answer = await system.request("$SYS.REQ.SERVER.PING.JSZ", b'{"leader_only": true}', timeout=5)
-        group = json.loads(answer.data)["data"]["meta_cluster"]
-        assert {group["leader"], *(one["name"] for one in group["replicas"])} == {"data1", "data2", "data3"}
-        refused = await system.request("$JS.API.SERVER.REMOVE", b'{"peer": "data9"}', timeout=5)
-        assert json.loads(refused.data)["error"]["description"] == "server is not a member of the cluster"
-        with pytest.raises(nats.errors.Error):
-            # An app may ask the API of its own account, and none there takes servers out.
-            await app.request("$JS.API.SERVER.REMOVE", b'{"peer": "data2"}', timeout=2)
-        await app.close()
-        await system.close()
-
-    try:
-        for server in servers:
-            server.configure(nats_system_password="")
-            server.start()
-        run(main())
-    finally:
-        for server in servers:
-            server.stop()
 
 
 def test_three_servers_form_a_cluster_that_keeps_a_stream_thrice(tmp_path: Path) -> None:

@@ -26,14 +26,9 @@ http: "{address}:{monitor}"
 jetstream {{ store_dir: "{store}" }}
 authorization {{ users: [
   {{ user: app, password: app-secret }}
-  {{ user: backup, password: backup-secret, permissions: {{
-      publish: ["$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.*"], subscribe: ["_INBOX.>"] }} }}
-] }}
-accounts {{ $SYS {{ users: [
   {{ user: system, password: system-secret, permissions: {{
-      publish: ["$SYS.REQ.SERVER.PING.JSZ", "$SYS.REQ.SERVER.PING.HEALTHZ", "$JS.API.SERVER.REMOVE"]
-      subscribe: ["_INBOX.>"] }} }}
-] }} }}
+      publish: ["$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.*", "$JS.API.SERVER.REMOVE"], subscribe: ["_INBOX.>"] }} }}
+] }}
 cluster {{ name: trading, listen: "{address}:{cluster}", routes: [{routes}] }}
 """
 
@@ -160,8 +155,9 @@ class Servers:
 
     def arguments(self, *hosts: str, **more: Any) -> dict[str, Any]:
         """The module's arguments for an inventory with these hosts."""
-        users = {"user": "system", "password": "system-secret", "streams_user": "backup", "streams_password": "backup-secret"}
-        return {"servers": [self.address], "hosts": list(hosts), "wait": 60, **users, **more}
+        monitors = {host: f"{self.addresses.get(host, '127.0.0.9')}:{self.monitor}" for host in hosts}
+        user = {"user": "system", "password": "system-secret"}
+        return {"servers": [self.address], "hosts": monitors, "wait": 60, **user, **more}
 
 
 @pytest.fixture
