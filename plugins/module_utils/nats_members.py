@@ -88,7 +88,8 @@ def _page(address: str, path: str, seconds: float) -> dict[str, Any]:
 def look(connection: Connection, monitors: Mapping[str, str]) -> Cluster:
     """The cluster as its leader and its streams' leaders see it, and its servers themselves.
 
-    `monitors` has the address of the monitoring of each server of the inventory by name. Raises NatsError where the cluster has no leader.
+    `monitors` has the address of the monitoring of each server of the inventory by name.
+    Raises NatsError where the cluster has no leader.
     """
     ill: dict[str, str] = {}
     groups: dict[str, dict[str, Any]] = {}
