@@ -21,7 +21,6 @@ from .nats_client import Connection, NatsError
 REMOVE = "$JS.API.SERVER.REMOVE"
 _POLL = 0.5
 _SECONDS_SILENT = 5
-_FOLLOWER = {"current": True, "offline": False}
 # What a cluster calls a member that none of its servers has heard of since they started.
 _NAMELESS = re.compile(r"\(peerID: (\w+)\)")
 
@@ -102,11 +101,13 @@ def look(connection: Connection, monitors: Mapping[str, str]) -> Cluster:
             continue
         if health.get("status") != "ok":
             ill[name] = str(health.get("error") or health.get("status"))
-    leaders = sorted({str(group["leader"]) for group in groups.values() if group.get("leader")})
+    # Only the leader tells who the members are. What the others say of it is old while a new one is chosen.
+    leaders = [name for name, group in groups.items() if group.get("leader") == name]
     if len(leaders) != 1:
-        raise NatsError(f"the cluster has {'more than one leader: ' + ', '.join(leaders) if leaders else 'no leader'}")
-    # Only the leader tells who the members are. One that is not in the inventory and leads is all that is to be known.
-    members = _members(groups.get(leaders[0], {"leader": leaders[0], "replicas": [_FOLLOWER | {"name": n} for n in groups]}))
+        told = ", ".join(sorted({str(group["leader"]) for group in groups.values() if group.get("leader")} - set(monitors)))
+        where = f" ({told} leads it, or did: stop nats-server there, and another one is chosen)" if told else ""
+        raise NatsError(f"the cluster has no leader among the servers of the inventory{where}")
+    members = _members(groups[leaders[0]])
     return Cluster(members, tuple(_stream(connection, name) for name in stream_names(connection)), ill)
 
 

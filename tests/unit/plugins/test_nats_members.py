@@ -176,6 +176,10 @@ def test_a_server_that_was_stopped_leaves_and_its_copies_are_made_elsewhere(serv
     everybody = servers.arguments("data1", "data2", "data3", "data4")
     assert not run_module("nats_members", everybody)["changed"]
 
+    others = [name for name in servers.addresses if name != servers.leader()]
+    leads = run_module("nats_members", servers.arguments(*others, wait=0))
+    assert f"({servers.leader()} leads it, or did: stop nats-server there" in leads["msg"]
+
     left = next(name for name in keepers[1:] if name != servers.leader())
     stay = [name for name in servers.addresses if name != left]
     running = run_module("nats_members", servers.arguments(*stay))
@@ -274,6 +278,7 @@ def test_the_only_copy_of_a_stream_is_not_given_up(servers: Servers, run_module:
             break
     stay = servers.arguments(*(name for name in servers.addresses if name != keeper))
     servers.stop(keeper)
+    wait_until(lambda: servers.leader() != "", "a leader")
     stay["servers"] = [servers.address]
     for check in (True, False):
         refused = run_module("nats_members", {**stay, "wait": 1}, check=check)
@@ -300,7 +305,10 @@ def test_a_majority_that_is_gone_is_told(servers: Servers, run_module: RunModule
     servers.stop("data3")
     servers.stop("data2")
     refused = run_module("nats_members", servers.arguments("data1", "data2", wait=0, timeout=1))
-    assert refused["msg"].startswith("the cluster has no leader") or "does not run" in refused["msg"]
+    assert (
+        refused["msg"].startswith("the cluster has no leader among the servers of the inventory")
+        or "does not run" in refused["msg"]
+    )
 
 
 def test_a_password_that_is_wrong_is_told_and_in_check_mode_no_error(servers: Servers, run_module: RunModule) -> None:
