@@ -233,6 +233,10 @@ def test_slot_hears_the_copies_of_orders_that_the_other_slot_makes(bus: Bus) -> 
         ("trading_bot", "$JS.API.STREAM.PURGE.KV_release"),
         ("trading_bot", "$JS.API.STREAM.MSG.DELETE.TRADING_EVENTS"),
         ("trading_bot", "$SYS.REQ.SERVER.PING"),
+        ("trading_bot", "$JS.API.SERVER.REMOVE"),
+        ("backup", "$JS.API.SERVER.REMOVE"),
+        ("system", "$JS.API.STREAM.DELETE.TRADING_EVENTS"),
+        ("system", "trading.orders.submit.a1"),
     ],
 )
 def test_user_may_not_publish(bus: Bus, user: str, subject: str) -> None:
