@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import APPS, Fleet, Run, on_host
-from test_rollouts import RATE, assert_nothing_lost
+from test_rollouts import QUICK, RATE, assert_nothing_lost
 
 #: Two app hosts, of which one is out of rotation at a time; shorter looks than in production.
 SETTINGS = {"release_min_healthy": 1, "update_config_watch": "5s", "update_config_baseline": "3s", "release_ready_timeout": 20}
@@ -49,6 +49,9 @@ def test_no_order_fails_through_a_reload_a_restart_and_an_upgrade(fleet: Fleet, 
     assert not set(started(slot)) & set(ran_since)
 
     assert_played(fleet.play("restart-service.yml", *restarted))
+    both = fleet.play("restart-service.yml", *restarted, "-e", "restart_batch=2")
+    assert both.code != 0
+    assert "release_min_healthy" in both.output
     upgrade = {**SETTINGS, "upgrade_what": "docker", "upgrade_restart": True}
     assert_played(fleet.play("upgrade.yml", "-l", "app2", "-e", json.dumps(upgrade)))
     # And back to the configuration that was there.
@@ -91,3 +94,32 @@ def test_a_configuration_that_the_app_refuses_reaches_no_host(fleet: Fleet, shar
     for words in ("No host has it yet", "app1: ", "app2: ", "risk.max_leverage"):
         assert words in run.output
     assert fleet.status() == before
+
+
+def test_a_configuration_walks_through_the_canary_and_no_order_fails(fleet: Fleet, shared_config: dict[str, Any]) -> None:
+    before, slot = fleet.served()
+    load = fleet.load(rate=RATE, count=1_000_000, name="configuration-canary", stop_every=20)
+    steps = ["-e", json.dumps({**QUICK, "canary": True, "canary_stages": [20, 100]})]
+    assert_played(fleet.play("update-config.yml", *changed(shared_config, risk={"max_leverage": 2.8}), *steps))
+    after, other = fleet.served()
+    assert other != slot
+    assert after.rpartition("-")[0] == before.rpartition("-")[0]
+    assert_played(fleet.play("rollback.yml"))
+    assert fleet.served() == (before, slot)
+    assert_nothing_lost(load)
+
+
+def test_what_a_hand_changed_on_a_host_is_shown_and_stops_a_change(fleet: Fleet, shared_config: dict[str, Any]) -> None:
+    config = f"/opt/trading-bot/slots/{fleet.served()[1]}/config.yaml"
+    on_host("app2", f"cp -p {config} /root/kept && echo '# by hand' >> {config}")
+    try:
+        shown = fleet.play("update-config.yml", "--check", "--diff", *changed(shared_config))
+        refused = fleet.play("update-config.yml", *changed(shared_config, risk={"max_leverage": 2.7}))
+    finally:
+        on_host("app2", f"cat /root/kept > {config} && rm /root/kept")
+    assert shown.code == 0, shown.output
+    for run in (shown, refused):
+        assert "app2" in run.output
+        assert "config.yaml" in run.output
+    assert refused.code != 0
+    assert "Not as the repository left them" in refused.output
