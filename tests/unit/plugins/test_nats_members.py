@@ -262,7 +262,8 @@ def test_three_become_two_only_where_no_stream_has_three_copies(servers: Servers
         refused = run_module("nats_members", stay, check=check)
         assert refused["failed"]
         assert "too few servers for the copies that streams have: EVENTS (3)" in refused["msg"]
-    single = run_module("nats_members", servers.arguments("data1"))
+    wait_until(lambda: servers.leader() != "", "a leader")
+    single = run_module("nats_members", servers.arguments(servers.leader()))
     assert "a cluster does not become a single server" in single["msg"]
     assert servers.size() == 3
     with servers.app() as app:
