@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SCENARIO = Path(__file__).absolute().parents[1]
 HOSTS = yaml.safe_load((SCENARIO / "inventory" / "hosts.yml").read_text())["all"]["children"]["lab"]
 LAB = HOSTS["vars"]["lab_name"]
+DATA = next(iter(HOSTS["children"]["redis"]["hosts"]))
 APPS, BALANCERS = (list(HOSTS["children"][group]["hosts"]) for group in ("app", "lb"))
 STATE = ROOT / ".lab" / LAB
 
@@ -86,7 +87,7 @@ class Load:
         """Client's log against the ledger: what was lost, doubled or answered differently."""
         done = subprocess.run(
             [
-                *("trading-bot", "judge", str(self.log), "--redis", f"redis://{self._fleet.private['data1']}:6379/0"),
+                *("trading-bot", "judge", str(self.log), "--redis", f"redis://{self._fleet.private[DATA]}:6379/0"),
                 *("--redis-username", "trading_bot", "--redis-password-file", str(STATE / "secrets/redis_trading_bot")),
             ],
             capture_output=True,
@@ -155,7 +156,7 @@ class Fleet:
         process = subprocess.Popen(
             [
                 *("trading-bot", "load", "--url", self.url, "--token-file", str(STATE / "secrets/api_desk_token")),
-                *("--nats", f"nats://{self.private['data1']}:4222", "--nats-user", "client"),
+                *("--nats", f"nats://{self.private[DATA]}:4222", "--nats-user", "client"),
                 *("--nats-password-file", str(STATE / "secrets/nats_client")),
                 *("--rate", str(rate), "--count", str(count), "--accounts", "1000", "--run", name, "--log", str(log)),
                 *("--stop-every", str(stop_every), "--time-in-force", "IOC" if stop_every else "GTC"),

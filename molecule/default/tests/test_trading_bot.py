@@ -1,10 +1,8 @@
-"""A release in its slot on an app host, in both runtimes. Last of all: it leaves the fleet on the runtime systemd."""
+"""A release in its slot on an app host."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from conftest import Fleet
@@ -69,21 +67,3 @@ def test_restarting_the_service_restarts_the_slot_that_serves_and_no_other(host:
         host.check_output(f'timeout 60 sh -c "until {running}; do sleep 0.2; done"')
         assert host.check_output(started) != before
         assert not host.service(f"trading-bot@{other}").is_running
-
-
-def test_the_runtime_systemd_takes_over_from_docker_under_load(fleet: Fleet, source: Callable[..., Path]) -> None:
-    _, before = fleet.served()
-    load = fleet.load(rate=50, count=1_000_000, name="runtime")
-    runtime = ("-e", "release_runtime=systemd")
-    version = ("-e", "release_version=0.1.3", "-e", f"release_source={source('0.1.3')}")
-    run = fleet.play("site.yml", *runtime, *version)
-    assert run.code == 0
-    again = fleet.play("deploy.yml", *runtime)
-    assert (again.code, set(again.changed.values())) == (0, {0})
-    summary = load.finish(now=True)
-    assert summary["failed"] == 0, summary
-    verdict = load.judge()
-    assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
-    after, slot = fleet.served()
-    assert slot != before
-    assert after.startswith("0.1.3-")

@@ -1,9 +1,11 @@
-"""Everything on one host: the guide's commands as they stand, an order, and a release beside the other."""
+"""Everything on one host: the guide's commands as they stand, an order, a release beside the other, and at last the other runtime."""
 
 from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,3 +98,21 @@ def test_monitoring_sees_every_part_of_the_host(host: Host) -> None:
     assert {result["metric"]["job"] for result in results if result["value"][1] == "0"} <= {"app"}
     up = {result["metric"]["job"] for result in results if result["value"][1] == "1"}
     assert up >= {"app", "haproxy", "nats", "node", "redis"}
+
+
+def test_the_runtime_systemd_takes_over_from_docker_under_load(fleet: Fleet, source: Callable[..., Path]) -> None:
+    _, before = fleet.served()
+    load = fleet.load(rate=50, count=1_000_000, name="runtime")
+    runtime = ("-e", "release_runtime=systemd")
+    version = ("-e", "release_version=0.1.3", "-e", f"release_source={source('0.1.3')}")
+    run = fleet.play("site.yml", *runtime, *version)
+    assert run.code == 0
+    again = fleet.play("deploy.yml", *runtime)
+    assert (again.code, set(again.changed.values())) == (0, {0})
+    summary = load.finish(now=True)
+    assert summary["failed"] == 0, summary
+    verdict = load.judge()
+    assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
+    after, slot = fleet.served()
+    assert slot != before
+    assert after.startswith("0.1.3-")
