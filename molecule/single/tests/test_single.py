@@ -1,4 +1,4 @@
-"""Everything on one host: the guide's commands as they stand, an order, a release beside the other, and at last the other runtime."""
+"""Everything on one host: the guide's commands as they stand, orders, a release beside another, the other runtime."""
 
 from __future__ import annotations
 
