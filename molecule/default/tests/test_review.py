@@ -64,7 +64,7 @@ def test_the_life_of_an_order_is_told_in_the_order_of_time(fleet: Fleet, order: 
     )
     places = [run.output.index(step) for step in steps]
     assert places == sorted(places)
-    assert re.search(r"app\d log blue +order: outcome accepted", run.output)
+    assert re.search(r"app\d log (blue|green) +order: outcome accepted", run.output)
     assert re.search(r"now, lb1 API: status filled, .*quantity 0.001", run.output)
     assert re.search(r"now, mon1 venue: .*filled 0.001", run.output)
     assert "not read" not in run.output
