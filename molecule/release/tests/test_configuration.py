@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import APPS, Fleet, Run, on_host
-from test_rollouts import QUICK, RATE, assert_nothing_lost
+from test_rollouts import QUICK, assert_nothing_lost
 
 #: Orders a second where no judge waits for evidence: the playbooks share two processors with the fleet and have more of them.
 CALM = 80
@@ -100,8 +100,8 @@ def test_a_configuration_that_the_app_refuses_reaches_no_host(fleet: Fleet, shar
 
 def test_a_configuration_walks_through_the_canary_and_no_order_fails(fleet: Fleet, shared_config: dict[str, Any]) -> None:
     before, slot = fleet.served()
-    load = fleet.load(rate=RATE, count=1_000_000, name="configuration-canary", stop_every=20)
-    steps = ["-e", json.dumps({**QUICK, "canary": True, "canary_stages": [20, 100]})]
+    load = fleet.load(rate=CALM, count=1_000_000, name="walk")
+    steps = ["-e", json.dumps({**QUICK, "canary": True, "canary_stages": [20, 100], "release_ready_timeout": 60})]
     assert_played(fleet.play("update-config.yml", *changed(shared_config, risk={"max_leverage": 2.8}), *steps))
     after, other = fleet.served()
     assert other != slot
