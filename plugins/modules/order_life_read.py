@@ -8,7 +8,6 @@ import gzip
 import json
 import os
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
@@ -29,6 +28,7 @@ from ansible.module_utils.order_life import (
     venue_state,
 )
 from ansible.module_utils.redis_client import RedisConnection, RedisError
+from ansible.module_utils.urls import open_url
 
 DOCUMENTATION = r"""
 module: order_life_read
@@ -162,9 +162,8 @@ def read_audit(redis: RedisConnection, begins: int, given: dict[str, Any], told:
 
 def ask(url: str, headers: dict[str, str]) -> tuple[int, Any]:
     """Status and JSON of an answer, refusals too; raises OSError or ValueError where there is none."""
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - an address of the fleet's own, from its inventory
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310 - as above
+        with open_url(url, headers=headers, timeout=TIMEOUT) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read() or b"null")

@@ -8,14 +8,13 @@ import gzip
 import json
 import os
 import subprocess
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.postmortem import alert_step, alerts, app_log, journal, operations, releases, unit_log
+from ansible.module_utils.urls import open_url
 
 DOCUMENTATION = r"""
 module: postmortem_read
@@ -146,8 +145,7 @@ def alert_events(url: str, since: float, until: float) -> list[dict[str, Any]]:
         return []
     query = {"query": 'ALERTS{alertstate="firing"}', "start": f"{since:.0f}", "end": f"{until:.0f}"}
     query["step"] = str(alert_step(since, until))
-    # An address of the fleet's own, from its inventory.
-    with urllib.request.urlopen(f"{url}/api/v1/query_range?{urllib.parse.urlencode(query)}", timeout=TIMEOUT) as answer:  # noqa: S310 - the inventory's
+    with open_url(f"{url}/api/v1/query_range?{urllib.parse.urlencode(query)}", timeout=TIMEOUT) as answer:
         return alerts(json.load(answer), since, until)
 
 
