@@ -21,6 +21,8 @@ from .nats_client import Connection, NatsError
 REMOVE = "$JS.API.SERVER.REMOVE"
 _POLL = 0.5
 _SECONDS_SILENT = 5
+# A new leader counts every member as running at first, and one that died for ten seconds.
+_SECONDS_BELIEVED = 12
 # What a cluster calls a member that none of its servers has heard of since they started.
 _NAMELESS = re.compile(r"\(peerID: (\w+)\)")
 
@@ -195,6 +197,17 @@ def _until(ask: Callable[[], Cluster], why_not: Callable[[Cluster], str], second
         time.sleep(_POLL)
 
 
+def _settled(ask: Callable[[], Cluster], hosts: Sequence[str], seconds: float) -> tuple[Cluster, tuple[str, ...]]:
+    """The cluster, and who runs of those not in the inventory: still runs, once one that just died would not count any more."""
+    deadline = time.monotonic() + min(seconds, _SECONDS_BELIEVED)
+    while True:
+        cluster = _until(ask, lambda _: "", seconds)
+        running = tuple(name for name in leaving(cluster, hosts) if cluster.members[name].running)
+        if not running or time.monotonic() >= deadline:
+            return cluster, running
+        time.sleep(_POLL)
+
+
 def depart(
     ask: Callable[[], Cluster], forget: Callable[[Member], None], hosts: Sequence[str], seconds: float, dry: bool
 ) -> Departure:
@@ -203,10 +216,9 @@ def depart(
     Each leaves once the others are well, and the next one when the streams have all of their copies again; either may take
     `seconds`. Raises NatsError where none may leave, or where what has to come first does not.
     """
-    cluster = _until(ask, lambda _: "", seconds)
+    cluster, running = _settled(ask, hosts, seconds)
     before = tuple(sorted(cluster.members))
     gone = leaving(cluster, hosts)
-    running = tuple(name for name in gone if cluster.members[name].running)
     stopped = tuple(name for name in gone if name not in running)
     if not gone:
         return Departure((), (), before, before)

@@ -42,6 +42,12 @@ def test_a_task_that_runs_a_command_says_why_and_when_it_changes_something(task:
     assert "changed_when" in task.keys, f"{task}: changed_when"
 
 
+@pytest.mark.parametrize("task", with_action("ansible.builtin.fetch"), ids=str)
+def test_what_is_fetched_is_not_read_as_root(task: Item) -> None:
+    """As root, fetch reads a file whole into memory. A task's become does not undo the inventory's."""
+    assert (task.keys.get("vars") or {}).get("ansible_become") is False
+
+
 def test_no_task_ignores_errors() -> None:
     assert [str(task) for task in TASKS if task.keys.get("ignore_errors")] == []
 
