@@ -1,7 +1,7 @@
 # The few commands that people type. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down logs test lint unit molecule bench env tools engine image lab lock
+.PHONY: help demo demo-down logs test test-long lint unit molecule bench env tools engine image lab lock
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
@@ -20,6 +20,9 @@ logs: ## follow the logs of all hosts at once; LIMIT=app SINCE=10m INVENTORY=...
 
 test: env tools engine image ## all set-up and every test
 	@tests/run.py lint unit molecule
+
+test-long: env tools engine image ## the fleet's tests with every fault, bad version and operation: about two hours
+	@FAULTS=all OPERATIONS=all BAD_VERSIONS=all RUNBOOK=all ALERTS=all tests/run.py molecule
 
 lint: env tools ## ansible-lint, yamllint, ruff, mypy, import contract, shellcheck
 	@tests/run.py lint

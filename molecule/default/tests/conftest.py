@@ -109,6 +109,12 @@ def on_host(host: str, command: str) -> str:
     return done.stdout.strip()
 
 
+def operations(host: str, count: int) -> list[dict[str, Any]]:
+    """The last lines of a host's log of operations."""
+    log = on_host(host, f"tail -n {count} /var/lib/trading-bot/operations.jsonl")
+    return [json.loads(line) for line in log.splitlines()]
+
+
 @dataclass(frozen=True)
 class Fleet:
     """The lab's fleet, from the control node."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import requests
-from conftest import APPS, LAB, Fleet, Run, on_host
+from conftest import APPS, Fleet, Run, on_host, operations
 from test_orders import ACCOUNT, order, post, secret
 from test_paper_venue import FINAL, seen, within
 
@@ -42,16 +40,6 @@ def statuses(fleet: Fleet) -> dict[str, dict[str, Any]]:
 
 def modes(fleet: Fleet) -> set[str]:
     return {status["mode"] for status in statuses(fleet).values()}
-
-
-def operations(host: str) -> list[dict[str, Any]]:
-    log = subprocess.run(
-        ["docker", "exec", f"{LAB}-{host}", "tail", "-n", "2", "/var/lib/trading-bot/operations.jsonl"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [json.loads(line) for line in log.stdout.splitlines()]
 
 
 def done(run: Run, *words: str) -> Run:
@@ -94,10 +82,10 @@ def test_trading_is_halted_and_resumed_with_what_is_left_of_the_fleet(fleet: Fle
             # It could not be asked, and follows by itself.
             assert {name.split(":")[0] for name in found} == {unreachable, last}
             assert modes(fleet) == {"halted"}
-            begin, end = operations(last)
+            begin, end = operations(last, 2)
             assert (begin["operation"], begin["event"], end["event"], end["result"]) == ("halt", "begin", "end", "changed")
             done(fleet.play("halt.yml"), "Nothing to do", "halted")
-            assert operations(last)[1]["result"] == "nothing"
+            assert operations(last, 2)[1]["result"] == "nothing"
         finally:
             for host in stopped:
                 on_host(host, "systemctl start trading-bot")

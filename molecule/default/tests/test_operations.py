@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conftest import SCENARIO, Fleet, Run, on_host
+from conftest import SCENARIO, Fleet, Run, on_host, operations
 from test_monitoring import asked
 from test_paper_venue import within
 
@@ -36,9 +36,11 @@ def undisturbed(fleet: Fleet, name: str) -> Iterator[None]:
 
 
 def test_deploy_again_changes_nothing(fleet: Fleet) -> None:
+    before = operations("app1", 1)
     again = fleet.play("deploy.yml")
     assert again.code == 0
     assert set(again.changed.values()) == {0}
+    assert operations("app1", 1) == before
 
 
 def test_check_on_a_changed_config_shows_just_that_change_and_changes_nothing(
@@ -48,7 +50,8 @@ def test_check_on_a_changed_config_shows_just_that_change_and_changes_nothing(
     before = fleet.status()
     run = fleet.play("deploy.yml", "--check", "--diff", "-e", json.dumps({"release_config": wanted}))
     assert run.code == 0
-    lines = [line.strip() for line in run.output.splitlines()]
+    # What it says of itself is an item of a list, "- Brings…"; a line of the difference that is indented has two spaces.
+    lines = [line.strip() for line in run.output.splitlines() if not re.match(r" *- \S", line)]
     changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
     assert [line for line in changed if line] == ["-  max_leverage: 3.0", "+  max_leverage: 2.5"], changed
     assert fleet.status() == before
@@ -72,6 +75,9 @@ def test_a_second_release_under_load_loses_no_order(fleet: Fleet, source: Callab
     after, new_slot = fleet.served()
     assert after.startswith(f"{NEXT}-")
     assert new_slot != slot
+    begin, end = operations("app2", 2)
+    assert (begin["operation"], begin["event"], end["result"]) == ("deploy", "begin", "changed")
+    assert end["undo"] == "ansible-playbook rollback.yml"
 
 
 def test_the_release_before_stays_on_disk_as_previous_and_its_slot_is_stopped(fleet: Fleet) -> None:

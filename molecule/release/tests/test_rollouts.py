@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from bad_versions import VERSIONS, Bad
-from conftest import APPS, BALANCERS, STATE, Fleet, Load, on_host
+from conftest import APPS, BALANCERS, STATE, Fleet, Load, on_host, operations
 
-RATE = 250
+RATE = 150
 #: A stage is shorter here than in production; how much evidence the judge wants is the same, and a slow machine has time.
 QUICK = {
     "canary_stage_min": "5s",
@@ -104,6 +104,9 @@ def test_a_good_version_walks_to_all_accounts_and_back_again_and_no_order_fails(
     back = fleet.play("rollback.yml")
     assert back.code == 0
     assert fleet.served()[0] == before
+    for host in APPS:
+        lines = [(line["operation"], line["event"], line.get("result")) for line in operations(host, 3)]
+        assert lines == [("canary", "begin", None), ("canary", "end", "changed"), ("rollback", "end", "changed")]
     assert_nothing_lost(load)
 
 

@@ -5,17 +5,19 @@ RUNBOOK=all runs those of the whole fleet's provision too, which take minutes.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, Fleet
 
 sys.path.insert(0, str(ROOT / "tests" / "policy"))
 from commands import Command, commands
-from repository import PLAYBOOKS
+from repository import PLAYBOOKS, contents
 
 #: Playbooks that are refused on a fleet at rest, as they should be, and what they wait for. Tests of their own give them that.
 NEEDS = {
@@ -25,6 +27,7 @@ NEEDS = {
     "postmortem.yml": "something that happened",
     "restore.yml": "a backup",
 }
+GIVEN = contents(ROOT / "molecule" / "single" / "given.yml")["given"]
 #: They go over every role of every host.
 LONG = {"site.yml"} if os.environ.get("RUNBOOK") != "all" else set()
 #: Variables that ask for what this fleet does not have.
@@ -77,5 +80,19 @@ def test_a_command_of_the_runbook_is_true_in_check_mode(fleet: Fleet, served: st
             del words[at : at + (2 if option == "-i" else 1)]
     words = [f"release_version={served}" if word.startswith("release_version=") else word for word in words]
     words.remove(playbook_of(command))
-    done = fleet.play(playbook_of(command), *words, *([] if "--check" in words else ["--check"]))
+    done = fleet.play(playbook_of(command), *words, *({"--check", "--diff"} - set(words)))
     assert done.code == 0, done.output
+
+
+@pytest.mark.parametrize("playbook", NEEDS)
+def test_a_playbook_whose_command_waits_for_something_says_in_check_mode_what_it_would_do(fleet: Fleet, playbook: str) -> None:
+    done = fleet.play(playbook, "--check", "--diff", "-e", json.dumps(GIVEN[playbook]))
+    assert done.code == 0, done.output
+
+
+def test_a_patch_release_walks_in_shorter_stages(fleet: Fleet, source: Callable[..., Path]) -> None:
+    words = ("-e", "hotfix_version=0.1.4", "-e", f"release_source={source('0.1.4')}", "--check")
+    done = fleet.play("hotfix.yml", *words)
+    assert done.code == 0, done.output
+    stage = "looked at for 15 s at least and 600 s at most, then rollback"
+    assert " ".join(done.output.split()).count(stage) == 3, done.output
