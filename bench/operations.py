@@ -58,7 +58,8 @@ def run(*command: str, hosts: int, new: str = "") -> float:
 
 def costs(hosts: int, runs: int) -> dict[str, float]:
     return {
-        name: min(run("ansible-playbook", f"{name}.yml", *words, hosts=hosts) for _ in range(runs)) for name, words in RUNS.items()
+        name: min(run("ansible-playbook", f"{name}.yml", *words, hosts=hosts) for _ in range(runs))
+        for name, words in RUNS.items()
     }
 
 
