@@ -5,7 +5,7 @@
     tests/run.py policy app              single stages
 
 Every stage of a group runs, so that one run shows all there is to mend; after a group with a failure no further group
-starts. A pytest stage counts each of its tests, a Molecule scenario itself and each of its tests, a linter as one.
+starts. A pytest stage counts each of its tests, a fleet that comes up one and its tests each, a linter as one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +42,7 @@ class Stage:
     report: Path | None = None
     #: The command is a check of its own besides the tests in its report.
     counts_itself: bool = True
-    #: It has the machine to itself, and shows what it prints as it goes. Others run two at a time.
+    #: It has the machine to itself, and shows what it prints as it goes. Neighbours that need not run two at a time.
     alone: bool = False
 
 
@@ -102,16 +103,30 @@ def groups() -> dict[str, list[Stage]]:
             # Apart from the rest: these reach every branch of the domain, and only they pay for being traced.
             pytest_stage("domain", DOMAIN, app, ["--cov"]),
         ],
+        # What only waits for Ansible, which keeps one core busy, runs beside another; where orders are sent, nothing does.
         "molecule": [
-            Stage(
-                f"molecule-{scenario.parent.name}",
-                ["molecule", "test", "--scenario-name", scenario.parent.name],
-                report=JUNIT / f"molecule-{scenario.parent.name}.xml",
-                alone=True,
-            )
-            for scenario in sorted(ROOT.glob("molecule/*/molecule.yml"))
+            fleet_up("default"),
+            fleet_up("single", "idempotence"),
+            fleet_verify("default", alone=True),
+            fleet_up("release"),
+            fleet_verify("single", alone=False),
+            fleet_verify("release", alone=True),
         ],
     }
+
+
+def fleet_up(scenario: str, *actions: str) -> Stage:
+    """Makes the fleet of a scenario anew, and does what comes before its tests."""
+    commands = [f"molecule {action} --scenario-name {scenario}" for action in ("destroy", "converge", *actions)]
+    return Stage(f"molecule-{scenario}-up", ["bash", "-c", " && ".join(commands)])
+
+
+def fleet_verify(scenario: str, *, alone: bool) -> Stage:
+    """Asks the fleet of a scenario, and removes it whatever the answer is."""
+    verify, destroy = (f"molecule {action} --scenario-name {scenario}" for action in ("verify", "destroy"))
+    command = ["bash", "-c", f"{verify}; code=$?; {destroy} && exit $code"]
+    report = JUNIT / f"molecule-{scenario}.xml"
+    return Stage(f"molecule-{scenario}-verify", command, report=report, counts_itself=False, alone=alone)
 
 
 def read_report(path: Path) -> Count:
@@ -144,8 +159,7 @@ def failures(path: Path) -> list[str]:
 
 def run(stage: Stage) -> Count:
     said = f"==> {stage.name}: {' '.join(stage.command[:6])}{' ...' if len(stage.command) > 6 else ''}"
-    if stage.alone:
-        print(said, flush=True)
+    print(said, flush=True)
     if stage.report is not None:
         stage.report.unlink(missing_ok=True)
     start = time.monotonic()
@@ -156,7 +170,7 @@ def run(stage: Stage) -> Count:
         )
         code = done.returncode
         if not stage.alone:
-            print(said, done.stdout, sep="\n", end="", flush=True)
+            print(f"==> {stage.name} printed:", done.stdout, sep="\n", end="", flush=True)
     except FileNotFoundError:
         print(f"{stage.command[0]} is not installed: run 'make env tools'", flush=True)
         code = 127
@@ -171,13 +185,11 @@ def run(stage: Stage) -> Count:
 
 
 def run_all(stages: Sequence[Stage]) -> Iterator[tuple[Stage, Count]]:
-    """Each stage with its count: first those that may run beside another, then the others."""
-    beside = [stage for stage in stages if not stage.alone]
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        yield from zip(beside, pool.map(run, beside), strict=True)
-    for stage in stages:
-        if stage.alone:
-            yield stage, run(stage)
+    """Each stage with its count, in their order; neighbours that need not be alone two at a time."""
+    for alone, neighbours in groupby(stages, lambda stage: stage.alone):
+        several = list(neighbours)
+        with ThreadPoolExecutor(max_workers=1 if alone else 2) as pool:
+            yield from zip(several, pool.map(run, several), strict=True)
 
 
 def environment() -> None:
@@ -203,6 +215,9 @@ def main() -> int:
     parser.add_argument("what", nargs="+", metavar="GROUP|STAGE")
     wanted = parser.parse_args().what
     single = {stage.name: [stage] for stages in there_is.values() for stage in stages}
+    # A scenario by its own name is all of it.
+    for stage in there_is["molecule"]:
+        single.setdefault(stage.name.rpartition("-")[0], []).append(stage)
     unknown = [name for name in wanted if name not in there_is and name not in single]
     if unknown:
         print(f"There is no {' and no '.join(unknown)}. There is:\n{parser.epilog}", file=sys.stderr)
