@@ -119,8 +119,9 @@ def test_what_was_left_is_marked_and_not_rolled_out_again_without_a_reason(fleet
     assert cuts() == [0, 0]
 
 
-#: One of each way to be caught; BAD_VERSIONS=all for every one, which makes the table in docs/release.md.
-TRIED = [(n, bad) for n, bad in enumerate(VERSIONS) if n in (0, 3) or os.environ.get("BAD_VERSIONS") == "all"]
+#: One that the shadow catches and one that the judge does; one that is never ready is tried with deploy.yml. BAD_VERSIONS=all for every
+#: one, which makes the table in docs/release.md.
+TRIED = [(n, bad) for n, bad in enumerate(VERSIONS) if n in (1, 3) or os.environ.get("BAD_VERSIONS") == "all"]
 
 
 @pytest.mark.parametrize(("number", "bad"), TRIED, ids=[bad.name for _, bad in TRIED])
