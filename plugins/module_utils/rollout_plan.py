@@ -12,7 +12,8 @@ from .release import SLOTS, ReleaseError, agreed_traffic, plan
 
 
 def canary_plan(fleet: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a rollout has to do: ``release.plan`` with walk (none, all or warm), stages (those still to walk), resumed.
+    """What a rollout has to do: ``release.plan`` with walk (none, all or warm), stages (those still to walk), resumed, and
+    before: {release_id, version, slot} of what served before it, which is where the way back leads.
 
     Besides what ``release.plan`` reads: agents ({load balancer: its agent's status}), force_reason. Never raises; what
     stands in the way is the sentence in `error`.
@@ -20,7 +21,7 @@ def canary_plan(fleet: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -
     try:
         return _canary_plan(fleet, stages)
     except ReleaseError as error:
-        return {**plan({}), "walk": "none", "stages": [], "resumed": None, "reasons": [], "error": str(error)}
+        return {**plan({}), "walk": "none", "stages": [], "resumed": None, "before": None, "reasons": [], "error": str(error)}
 
 
 def _canary_plan(fleet: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def _canary_plan(fleet: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) 
         resumed = traffic["cut"]
     quiet = {name: {**(lb or {}), "traffic": {**traffic, "cut": 0}} for name, lb in fleet["load_balancers"].items()}
     answer = plan({**fleet, "load_balancers": quiet})
-    answer.update(walk="none", stages=[], resumed=resumed)
+    answer.update(walk="none", stages=[], resumed=resumed, before=None)
     if answer["error"]:
         return answer
     if answer["action"] == "first":
@@ -59,6 +60,10 @@ def _canary_plan(fleet: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) 
     elif answer["idle_active"]:
         answer["walk"] = "warm"
         answer["reasons"].append("the release before still runs: it is kept warm, then stopped")
+    if answer["served"]:
+        # Once it serves all accounts the fleet itself does not tell any more where it came from; the rollout that was cut off does.
+        left = _came_from(fleet, answer["target"]["id"]) if answer["walk"] == "warm" else []
+        answer["before"] = left[0] if left else {**answer["served"], "slot": answer["old_slot"]}
     return answer
 
 
@@ -175,9 +180,7 @@ def _before(fleet: Mapping[str, Any], now: str) -> Optional[str]:
 
     What merely runs in the other slot is no such thing: it may be what a rollout that was cut off left there.
     """
-    came_from = [
-        rollout["from"]["release_id"] for rollout in _rollouts(fleet) if (rollout.get("to") or {}).get("release_id") == now
-    ]
+    came_from = [before["release_id"] for before in _came_from(fleet, now)]
     remembered = [
         host["previous"]
         for host in (fleet.get("hosts") or {}).values()
@@ -185,6 +188,12 @@ def _before(fleet: Mapping[str, Any], now: str) -> Optional[str]:
     ]
     candidates = came_from or remembered
     return max(sorted(set(candidates)), key=candidates.count) if candidates else None
+
+
+def _came_from(fleet: Mapping[str, Any], now: str) -> list[dict[str, Any]]:
+    """What the rollouts that brought `now` came from, as the load balancers' agents have them."""
+    brought = [rollout for rollout in _rollouts(fleet) if (rollout.get("to") or {}).get("release_id") == now]
+    return [dict(rollout["from"]) for rollout in brought if rollout["from"]["release_id"] != now]
 
 
 def _rollouts(fleet: Mapping[str, Any]) -> list[dict[str, Any]]:

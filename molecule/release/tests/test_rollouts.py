@@ -119,8 +119,8 @@ def test_what_was_left_is_marked_and_not_rolled_out_again_without_a_reason(fleet
     assert cuts() == [0, 0]
 
 
-#: One that the shadow catches and one that the judge does; deploy.yml tries one that is never ready. BAD_VERSIONS=all for every one,
-#: which makes the table in docs/release.md.
+#: One that the shadow catches and one that the judge does; deploy.yml tries one that is never ready. BAD_VERSIONS=all for every
+#: one, which makes the table in docs/release.md.
 TRIED = [(n, bad) for n, bad in enumerate(VERSIONS) if n in (1, 3) or os.environ.get("BAD_VERSIONS") == "all"]
 
 

@@ -82,6 +82,20 @@ def test_a_rollout_that_was_cut_off_after_its_last_stage_keeps_the_old_release_w
     assert (plan["error"], plan["walk"], plan["idle_active"]) == (None, "warm", ["app1", "app2"])
 
 
+def test_where_a_rollout_came_from_is_known_also_to_the_run_that_goes_on_after_its_last_stage() -> None:
+    old = {"release_id": OLD["id"], "version": OLD["version"], "slot": "blue"}
+    assert {key: canary_plan(fleet(), STAGES)["before"][key] for key in old} == old
+    warm = fleet(green=NEW, stable="green", salt=NEW["id"], previous=THIRD["id"])
+    warm["agents"]["lb2"]["rollout"] = {"from": old, "to": {"release_id": NEW["id"]}}
+    assert canary_plan(warm, STAGES)["before"] == old
+
+
+def test_a_rollout_from_a_release_to_itself_is_no_way_back() -> None:
+    ended = fleet(green=NEW, stable="green", previous=OLD["id"])
+    ended["agents"]["lb1"]["rollout"] = {"from": {"release_id": NEW["id"]}, "to": {"release_id": NEW["id"]}}
+    assert rollback_plan(ended)["to"]["release_id"] == OLD["id"]
+
+
 def test_there_is_nothing_to_roll_out_where_the_target_serves() -> None:
     assert canary_plan(fleet(blue=None, green=NEW, stable="green"), STAGES)["walk"] == "none"
 
