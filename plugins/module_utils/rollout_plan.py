@@ -61,7 +61,7 @@ def _canary_plan(fleet: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) 
         answer["walk"] = "warm"
         answer["reasons"].append("the release before still runs: it is kept warm, then stopped")
     if answer["served"]:
-        # Once it serves all accounts the fleet itself does not tell any more where it came from; the rollout that was cut off does.
+        # Once it serves all accounts the fleet does not tell any more where it came from; the rollout that was cut off does.
         left = _came_from(fleet, answer["target"]["id"]) if answer["walk"] == "warm" else []
         answer["before"] = left[0] if left else {**answer["served"], "slot": answer["old_slot"]}
     return answer
