@@ -158,3 +158,11 @@ def test_ansible_runs_without_injected_facts_and_with_checked_host_keys() -> Non
     assert defaults["gathering"] == "explicit"
     assert defaults.getboolean("host_key_checking")
     assert defaults["inventory"] == "inventories/local"
+
+
+def test_every_scenario_of_molecule_is_brought_up_and_asked_by_the_runner() -> None:
+    said = subprocess.run([sys.executable, "tests/run.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    scenarios = [path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")]
+    assert scenarios
+    stages = [f"molecule-{name}-{part}" for name in scenarios for part in ("up", "verify")]
+    assert [stage for stage in stages if stage not in said.split()] == []
