@@ -109,8 +109,6 @@ def groups() -> dict[str, list[Stage]]:
             fleet_up("single", "idempotence"),
             fleet_verify("single"),
             fleet_verify("default"),
-            fleet_up("release"),
-            fleet_verify("release"),
         ],
     }
 

@@ -48,8 +48,16 @@ def test_what_is_fetched_is_not_read_as_root(task: Item) -> None:
     assert (task.keys.get("vars") or {}).get("ansible_become") is False
 
 
-def test_no_task_ignores_errors() -> None:
-    assert [str(task) for task in TASKS if task.keys.get("ignore_errors")] == []
+def test_a_task_that_ignores_errors_asks_a_host_that_may_be_down_and_keeps_what_it_says() -> None:
+    ignoring = [task for task in TASKS if task.keys.get("ignore_errors")]
+    assert [str(task) for task in ignoring if not (task.keys.get("ignore_unreachable") and task.keys.get("register"))] == []
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task.keys.get("ignore_unreachable")], ids=str)
+def test_a_host_that_is_down_and_may_be_stops_no_other(task: Item) -> None:
+    """Where any error is fatal, and in a task that runs once, one that is ignored as unreachable is fatal all the same."""
+    fatal = task.keys.get("any_errors_fatal") is not False or task.keys.get("run_once")
+    assert not fatal or task.keys.get("ignore_errors")
 
 
 def test_a_task_that_cannot_fail_says_why_beside_it() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import APPS, STATE, Fleet
+from conftest import APPS, BALANCERS, STATE, Fleet
 from test_alerting import on
 from test_paper_venue import within
 
@@ -240,7 +240,7 @@ def test_a_faults_cause_is_among_the_first_three_findings(fleet: Fleet, make: Fa
 def test_of_a_fleet_that_is_well_nothing_critical_is_found_and_no_secret_is_kept(fleet: Fleet) -> None:
     found, files = diagnosed(fleet)
     assert [item for item in found if item["severity"] == "critical"] == []
-    assert {f"{name}/facts.json" for name in ("lb1", *APPS, "data1", "mon1")} < set(files)
+    assert {f"{name}/facts.json" for name in (*BALANCERS, *APPS, "data1", "mon1")} < set(files)
     assert json.loads(files["mon1/figures.json"])["up"]["result"]
     assert "redis" in files["data1/facts.json"]
     secrets = [path.read_text().strip() for path in (STATE / "secrets").iterdir()]

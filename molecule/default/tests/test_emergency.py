@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 import requests
-from conftest import APPS, Fleet, Run, on_host, operations
+from conftest import APPS, BALANCERS, Fleet, Run, on_host, operations
 from test_orders import ACCOUNT, order, post, secret
 from test_paper_venue import FINAL, seen, within
 
@@ -70,10 +70,10 @@ def test_check_says_who_would_be_told_and_changes_nothing(fleet: Fleet) -> None:
 def test_trading_is_halted_and_resumed_with_what_is_left_of_the_fleet(fleet: Fleet) -> None:
     """No load balancer, one app host that cannot be reached, and any other but the last one stopped."""
     unreachable, *stopped, last = APPS
-    with (
-        broken("lb1", "systemctl stop haproxy", "systemctl start haproxy"),
-        broken(unreachable, "systemctl stop ssh; pkill sshd", "systemctl start ssh"),
-    ):
+    with ExitStack() as down:
+        for balancer in BALANCERS:
+            down.enter_context(broken(balancer, "systemctl stop haproxy", "systemctl start haproxy"))
+        down.enter_context(broken(unreachable, "systemctl stop ssh; pkill sshd", "systemctl start ssh"))
         for host in stopped:
             on_host(host, "systemctl stop trading-bot")
         try:

@@ -66,7 +66,7 @@ def test_every_host_of_the_inventory_answers_for_all_that_is_on_it(fleet: Fleet)
     within(30, lambda: not silent(), "every target answers")
     jobs = {(labels["job"], labels["host"]) for labels, _ in asked(fleet, "up")}
     assert {job for job, _ in jobs} >= {"node", "app", "haproxy", "redis", "nats", "docker", "prometheus", "alertmanager", "page"}
-    assert {host for job, host in jobs if job == "node"} >= {"lb1", "app1", "app2", "data1", "mon1"}
+    assert {host for job, host in jobs if job == "node"} >= {"lb1", "lb2", "app1", "app2", "data1", "mon1"}
 
 
 @pytest.mark.parametrize(
