@@ -35,8 +35,11 @@ def status(fleet: Mapping[str, Any]) -> dict[str, Any]:
     hosts = {}
     for name, host in sorted((fleet.get("hosts") or {}).items()):
         slots: dict[str, Any] = {slot: _slot_status(slot_of(host, slot)) for slot in SLOTS}
-        hosts[name] = {**slots, "previous": (host or {}).get("previous"), "releases": _on_disk(host)}
-        for slot in SLOTS:
+        answers = not _silent(host)
+        hosts[name] = {**slots, "answers": answers, "previous": (host or {}).get("previous"), "releases": _on_disk(host)}
+        if not answers:
+            problems.append(f"{name} does not answer")
+        for slot in SLOTS if answers else ():
             gets_traffic = bool(traffic and _has_traffic(traffic, slot))
             if gets_traffic and not slots[slot]["ready"]:
                 problems.append(f"{name}: {slot} gets traffic and is not ready: {slots[slot]['reason'] or 'nothing there'}")
@@ -53,7 +56,9 @@ def status(fleet: Mapping[str, Any]) -> dict[str, Any]:
         }
         if "agents" in fleet:
             balancers[name]["agent"] = agents.get(name, {}).get("error") or ("ok" if name in agents else "none")
-        if balancers[name]["haproxy"] != "running":
+        if _silent(result):
+            problems.append(f"{name} does not answer")
+        elif balancers[name]["haproxy"] != "running":
             problems.append(f"{name}: HAProxy does not run")
     return {
         "traffic": traffic,
@@ -65,6 +70,11 @@ def status(fleet: Mapping[str, Any]) -> dict[str, Any]:
         "bad": bad,
         "journal": _journal(agents),
     }
+
+
+def _silent(result: Optional[Mapping[str, Any]]) -> bool:
+    """Whether a host could not be asked, as Ansible puts it."""
+    return any((result or {}).get(key) is True for key in ("unreachable", "failed"))
 
 
 # --- what the agents say -----------------------------------------------------------------------------------------
@@ -207,7 +217,9 @@ def status_table(fleet: Mapping[str, Any]) -> str:
     lines += ["", *_columns(rows)]
     table = [("HOST", "SLOT", "RELEASE", "STATE", "RESTARTS", "SINCE")]
     for name, slots in told["hosts"].items():
-        for slot in SLOTS:
+        if not slots["answers"]:
+            table.append((name, "-", "-", "no answer", "-", "-"))
+        for slot in SLOTS if slots["answers"] else ():
             state = slots[slot]
             if not state["release_id"] and slots[other(slot)]["release_id"]:
                 continue

@@ -190,3 +190,15 @@ def test_what_a_journal_says_cannot_move_the_terminals_cursor() -> None:
     text = status_table(fleet(agents={"lb1": nasty, "lb2": nasty}))
     assert not set("\x1b\x9b\u202e") & set(text)
     assert any("evil second line" in line for line in text.splitlines())
+
+
+def test_what_does_not_answer_is_named_and_not_shown_as_empty() -> None:
+    gone = {"unreachable": True, "changed": False, "msg": "ssh: connect to host 10.0.0.1 port 22: No route to host"}
+    known = fleet(cut=0)
+    known["hosts"]["app2"] = known["load_balancers"]["lb2"] = gone
+    told = status(known)
+    assert {"app2 does not answer", "lb2 does not answer"} <= set(told["problems"])
+    assert [problem for problem in told["problems"] if problem.startswith(("app2: ", "lb2: HAProxy"))] == []
+    assert (told["hosts"]["app1"]["answers"], told["hosts"]["app2"]["answers"]) == (True, False)
+    row = next(line for line in status_table(known).splitlines() if line.startswith("app2 ") and "answer" in line)
+    assert row.split() == ["app2", "-", "-", "no", "answer", "-", "-"]
