@@ -42,7 +42,7 @@ class Stage:
     report: Path | None = None
     #: The command is a check of its own besides the tests in its report.
     counts_itself: bool = True
-    #: It has the machine to itself, and shows what it prints as it goes. Neighbours that need not run two at a time.
+    #: It has the machine to itself, and shows what it prints as it goes. Neighbours that need not run beside each other.
     alone: bool = False
 
 
@@ -183,10 +183,11 @@ def run(stage: Stage) -> Count:
 
 
 def run_all(stages: Sequence[Stage]) -> Iterator[tuple[Stage, Count]]:
-    """Each stage with its count, in their order; neighbours that need not be alone two at a time."""
+    """Each stage with its count, in their order; neighbours that need not be alone beside each other."""
     for alone, neighbours in groupby(stages, lambda stage: stage.alone):
         several = list(neighbours)
-        with ThreadPoolExecutor(max_workers=1 if alone else 2) as pool:
+        # Three keep two processors busy: most of them also wait, for servers that they started or for a host's answer.
+        with ThreadPoolExecutor(max_workers=1 if alone else 3) as pool:
             yield from zip(several, pool.map(run, several), strict=True)
 
 
