@@ -59,16 +59,16 @@ def test_check_on_a_changed_config_shows_just_that_change_and_changes_nothing(
 
 def test_a_second_release_under_load_loses_no_order(fleet: Fleet, source: Callable[..., Path]) -> None:
     before, slot = fleet.served()
-    load = fleet.load(rate=220, count=1_000_000, name="second-release")
+    load = fleet.load(rate=220, count=20_000, name="second-release")
     run = fleet.play("deploy.yml", "-e", f"release_version={NEXT}", "-e", f"release_source={source(NEXT)}")
     assert run.code == 0
     # Its dependencies are the same, so only the app's own layer travels.
     moved = [int(count) for count in re.findall(r"app\d: (\d+) bytes of \d+ moved", run.output)]
     assert len(moved) == 2, run.output
     assert max(moved) < 10_000_000
-    summary = load.finish(now=True)
+    summary = load.finish()
     assert summary["failed"] == 0, summary
-    assert summary["sent"] > 5_000
+    assert summary["sent"] >= 20_000
     assert {answer.split()[0] for answer in summary["answered_by"]} == {before.split("-")[0], NEXT}, summary
     verdict = load.judge()
     assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
