@@ -1,6 +1,7 @@
 """The ledger's configuration and access list, in a real Redis."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,24 @@ def test_rendered_configuration_passes_the_check_that_guards_it(tmp_path: Path) 
     one = Ledger(tmp_path)
     assert one.tool("check", "--config", tmp_path / "redis.conf").returncode == 0
     assert one.tool("check", "--users", tmp_path / "users.acl").returncode == 0
+
+
+def test_a_server_whose_socket_does_not_listen_yet_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Ledger(tmp_path)
+    slow = tmp_path / "redis-server"
+    slow.write_text(
+        f"#!{sys.executable}\n"
+        "import os, socket, sys, time\n"
+        "address = sys.argv[sys.argv.index('--unixsocket') + 1]\n"
+        "socket.socket(socket.AF_UNIX).bind(address)\n"
+        "time.sleep(0.3)\n"
+        "os.unlink(address)\n"
+        f"os.execv({program('redis-server')!r}, sys.argv)\n"
+    )
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    result = one.tool("check", "--users", tmp_path / "users.acl")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("line", ["no-such-setting yes", "maxmemory lots", "appendfsync sometimes"])

@@ -83,9 +83,9 @@ def check(config: Path | None, users: Path | None, timeout: float) -> None:
         command += ["--aclfile", str(users)] if users else []
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
             deadline = time.monotonic() + timeout
-            while server.poll() is None and not address.exists() and time.monotonic() < deadline:
+            # The socket is there before it listens.
+            while not (started := answers(address, timeout)) and server.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
-            started = answers(address, timeout)
             server.terminate()
             try:
                 output, _ = server.communicate(timeout=timeout)
