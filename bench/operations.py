@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,11 +57,14 @@ def run(*command: str, hosts: int, new: str = "") -> float:
     return time.monotonic() - start
 
 
-def costs(hosts: int, runs: int) -> dict[str, float]:
-    return {
-        name: min(run("ansible-playbook", f"{name}.yml", *words, hosts=hosts) for _ in range(runs))
-        for name, words in RUNS.items()
-    }
+def costs(hosts: int, runs: int, few: Mapping[str, float] | None = None) -> dict[str, float]:
+    """The shortest of so many runs of each playbook, in seconds, said at once, with how it grew from ``few``."""
+    measured = {}
+    for name, words in RUNS.items():
+        measured[name] = min(run("ansible-playbook", f"{name}.yml", *words, hosts=hosts) for _ in range(runs))
+        grown = f" {measured[name] / few[name]:.2f} times that of 3 hosts" if few else ""
+        print(f"noop.{name}.{hosts}_hosts {measured[name]:.1f} s{grown}", flush=True)
+    return measured
 
 
 def main() -> None:
@@ -70,22 +74,18 @@ def main() -> None:
     options = arguments.parse_args()
     hosts = options.hosts
     few = costs(3, options.runs)
-    for name, seconds in few.items():
-        print(f"noop.{name}.3_hosts {seconds:.1f} s", flush=True)
     new = ",".join(f"app{number}" for number in range(4, hosts + 1))
     run("ansible-playbook", "lab/create.yml", hosts=hosts)
     run("ansible-playbook", "deploy.yml", "-l", "new_nodes", hosts=hosts, new=new)
     run("ansible-playbook", "update-lb.yml", hosts=hosts)
     try:
-        many = costs(hosts, options.runs)
+        many = costs(hosts, options.runs, few)
     finally:
         run("ansible-playbook", "update-lb.yml", hosts=3)
         gone = [f"trading-lab-{name}" for name in new.split(",")]
         subprocess.run(["docker", "rm", "--force", "--volumes", *gone], check=True, stdout=subprocess.DEVNULL)
         disks = [f"{name}-docker" for name in gone]
         subprocess.run(["docker", "volume", "rm", *disks], check=True, stdout=subprocess.DEVNULL)
-    for name, seconds in many.items():
-        print(f"noop.{name}.{hosts}_hosts {seconds:.1f} s {seconds / few[name]:.2f} times that of 3 hosts", flush=True)
     # A run over four times the hosts that takes no more than four times as long grows no faster than the fleet.
     worst = max(many[name] / few[name] for name in RUNS)
     goal = hosts / 3
