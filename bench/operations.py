@@ -63,7 +63,8 @@ def costs(hosts: int, runs: int, few: Mapping[str, float] | None = None) -> dict
     for name, words in RUNS.items():
         measured[name] = min(run("ansible-playbook", f"{name}.yml", *words, hosts=hosts) for _ in range(runs))
         grown = f" {measured[name] / few[name]:.2f} times that of 3 hosts" if few else ""
-        print(f"noop.{name}.{hosts}_hosts {measured[name]:.1f} s{grown}", flush=True)
+        mode = ".check" if "--check" in words else ""
+        print(f"noop.{name}{mode}.{hosts}_hosts {measured[name]:.1f} s{grown}", flush=True)
     return measured
 
 

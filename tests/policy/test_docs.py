@@ -91,6 +91,15 @@ def test_every_command_that_a_page_gives_exists(page: Path) -> None:
     assert {name for name in playbooks if not (ROOT / name).exists()} == set()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_redis_cli_of_a_page_names_its_user(page: Path) -> None:
+    """Without one, the server answers nobody."""
+    text = page.read_text()
+    spans = [*code(page).splitlines(), *re.findall(r"`([^`\n]+)`", text)]
+    # The guide's own words, in docs/guide.md.
+    assert [span for span in spans if "redis-cli " in span and "--user " not in span and span != "redis-cli save"] == []
+
+
 def test_the_readme_shows_how_to_begin() -> None:
     assert {"make demo", "make test"} <= set(re.findall(r"make [a-z]+", code(ROOT / "README.md")))
 

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import pytest
-from conftest import APPS, Fleet, Run, on_host
+from conftest import APPS, Fleet, Run, on_host, operations
 from test_rollouts import QUICK, assert_nothing_lost
 
 #: Orders a second where no judge waits for evidence: the playbooks share two processors with the fleet and have more of them.
@@ -56,7 +56,7 @@ def test_no_order_fails_through_a_reload_a_restart_and_an_upgrade(fleet: Fleet, 
     assert both.code != 0
     assert "must go on serving" in both.output
     upgrade = {**SETTINGS, "upgrade_what": "docker", "upgrade_restart": True}
-    assert_played(fleet.play("upgrade.yml", "-l", "app2", "-e", json.dumps(upgrade)))
+    assert_played(fleet.play("upgrade.yml", "-e", json.dumps(upgrade)))
     # And back to the configuration that was there.
     assert_played(fleet.play("update-config.yml", *changed(shared_config)))
     assert fleet.served() == (before, slot)
@@ -84,6 +84,9 @@ def test_a_bad_configuration_is_put_back_by_itself_on_every_host(
     assert reason in run.output
     assert links(slot) == {f"../releases/{before}"}
     assert fleet.served() == (before, slot)
+    for host in APPS:
+        [end] = operations(host, 1)
+        assert (end["operation"], end["result"], "undo" in end) == ("update-config", "failed", False)
     summary = load.finish(now=True)
     assert failed or summary["failed"] == 0, summary
     verdict = load.judge()

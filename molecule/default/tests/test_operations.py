@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conftest import SCENARIO, Fleet, Run, on_host, operations
+from conftest import APPS, SCENARIO, Fleet, Run, on_host, operations
 from test_monitoring import asked
 from test_paper_venue import within
 
@@ -188,6 +188,11 @@ def test_a_version_that_crashes_at_start_never_gets_traffic(fleet: Fleet, source
             ),
             "this version crashes at start",
         )
+    # Every host has it in its log, not only the one where it was seen.
+    for host in APPS:
+        begin, end = operations(host, 2)
+        assert (begin["operation"], begin["event"]) == ("deploy", "begin")
+        assert (end["id"], end["event"], end["result"]) == (begin["id"], "end", "failed")
 
 
 def test_a_wrong_secret_never_gets_traffic(fleet: Fleet) -> None:

@@ -82,6 +82,8 @@ def test_the_guides_looks_at_the_host_show_something(host: Host, fleet: Fleet) -
         assert "active (" in host.check_output("systemctl status trading-bot")
         assert '"event":"start"' in host.check_output(f"docker logs trading-bot-{slot} 2>&1")
         assert host.run("find /var/log/trading-bot -mtime +30 -delete").rc == 0
+        for look, shown in (("top -bn1", "load average"), ("df -h", "Mounted on"), ("free -m", "Mem:")):
+            assert shown in host.check_output(look)
 
 
 def test_the_guides_restart_brings_the_service_back(host: Host, fleet: Fleet) -> None:

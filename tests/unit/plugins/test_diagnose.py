@@ -366,6 +366,16 @@ def test_limits_are_the_inventorys(fleet: dict[str, Any]) -> None:
     assert found["what"] == "desk is behind on the stream EVENTS"
 
 
+def test_an_overloaded_host_is_told_with_what_keeps_it_busy(fleet: dict[str, Any]) -> None:
+    load = fleet["app1"]["facts"]["load"]
+    load.update(five=2.0 * load["processors"])
+    assert judged(fleet, load_per_processor=2) == []
+    load.update(five=2.0 * load["processors"] + 0.1, busiest=["98.0 python3 backtest.py"])
+    [found] = judged(fleet, load_per_processor=2)
+    assert (found["host"], found["what"]) == ("app1", "The host is overloaded")
+    assert "98.0 python3 backtest.py" in found["evidence"]
+
+
 def test_the_table_tells_each_finding_with_cause_command_and_what_was_seen(fleet: dict[str, Any]) -> None:
     fleet["data1"]["facts"]["services"]["NATS"].update(active="inactive")
     text = table(judged(fleet), list(fleet), "/tmp/archive.tar.gz")

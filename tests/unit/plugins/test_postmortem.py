@@ -84,6 +84,18 @@ def test_an_operation_is_told_with_who_what_how_it_ended_and_how_to_take_it_back
     assert {event["step"] for event in told} == {"solved"}
 
 
+def test_an_operation_that_failed_has_no_way_back() -> None:
+    end = {
+        "at": at(6),
+        "operation": "canary",
+        "event": "end",
+        "what": ["errors"],
+        "result": "failed",
+        "undo": "ansible-playbook rollback.yml",
+    }
+    assert [event["text"] for event in operations(lines(end), SINCE, NOW)] == ["canary ended, failed: errors"]
+
+
 def test_the_journal_tells_what_was_done_and_the_way_back_solves() -> None:
     traffic = {"rollout": "r1", "by": "control", "event": "traffic", "after": {"stable": "blue", "canary": "green", "cut": 500}}
     told = journal(
