@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tempfile
 from pathlib import Path
@@ -105,7 +106,9 @@ class ActionModule(ActionBase):
     def _must(self, command: str, what: str) -> str:
         status, out, err = self._run(command)
         if status:
-            raise AnsibleActionFail(f"{what} failed: {err or out.strip() or f'exit status {status}'}")
+            # Where sudo has a terminal, what the command said of its failure is in its output, and ssh adds that it hung up.
+            said = re.sub(r"Shared connection to \S+ closed\.", "", f"{out} {err}").strip()
+            raise AnsibleActionFail(f"{what} failed: {said or f'exit status {status}'}")
         return out
 
     def _look(self, reference: str) -> tuple[Optional[str], set[str], list[tuple[str, ...]]]:

@@ -87,6 +87,21 @@ def test_the_plan_tells_from_what_to_what_and_changes_nothing(fleet: Fleet, sour
     assert fleet.status() == before
 
 
+def test_a_rollout_whose_release_no_host_can_have_ends_and_gives_the_lock_back(fleet: Fleet, source: Callable[..., Path]) -> None:
+    before = fleet.served()
+    run = fleet.play("canary.yml", *quick("0.2.0", source("0.2.0"), release_registry="127.0.0.1:1/none"))
+    assert run.code != 0
+    assert "pulling the image failed" in run.output
+    assert "connection refused" in run.output
+    assert fleet.served() == before
+    assert journal(rollouts()[-1])[-1]["event"] == "end"
+    for host in APPS:
+        [end] = operations(host, 1)
+        assert (end["operation"], end["event"], end["result"]) == ("canary", "end", "failed")
+    for balancer in BALANCERS:
+        assert json.loads(on_host(balancer, "echo {} | trading-bot-release status"))["lock"] is None
+
+
 def test_a_control_node_that_dies_at_20_percent_leaves_0_percent_behind(fleet: Fleet, source: Callable[..., Path]) -> None:
     before, home = fleet.served()[0], source("0.2.0")
     load = fleet.load(rate=RATE, count=1_000_000, name="killed", stop_every=20)
