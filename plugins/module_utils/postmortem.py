@@ -110,6 +110,7 @@ def operations(lines: Iterable[str], since: float, until: float) -> list[dict[st
         if entry.get("event") == "begin":
             text = f"{entry.get('by')} began {entry.get('operation')}: {what}"
         else:
+            # The log is never rotated, and older lines name a way back of what failed, too.
             undo = f". To take it back: {entry['undo']}" if entry.get("undo") and entry.get("result") == "changed" else ""
             text = f"{entry.get('operation')} ended, {entry.get('result')}: {what or 'nothing changed'}{undo}"
         found.append(_event(at, "solved", "operation", text))
