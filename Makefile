@@ -21,8 +21,8 @@ logs: ## follow the logs of all hosts at once; LIMIT=app SINCE=10m INVENTORY=...
 test: env tools engine image ## all set-up and every test
 	@tests/run.py lint unit molecule
 
-test-long: env tools engine image ## the fleet's tests with every fault, bad version and operation: about two hours
-	@FAULTS=all OPERATIONS=all BAD_VERSIONS=all RUNBOOK=all ALERTS=all tests/run.py molecule
+test-long: env engine image ## the fleet's tests that `make test` leaves out: every fault, bad version and operation
+	@PYTEST_ADDOPTS='-m long' tests/run.py molecule
 
 lint: env tools ## ansible-lint, yamllint, ruff, mypy, import contract, shellcheck
 	@tests/run.py lint

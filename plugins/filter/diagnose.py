@@ -20,14 +20,15 @@ def diagnose_reach(
 ) -> list[dict[str, Any]]:
     """The connections that a host needs: {to, service, address, port, needs, slot, vital}, in the table's order.
 
-    A row of the table has the service, the groups that need it (from), the group that offers it (to), its port, whether the fleet
-    is down without it (vital), the service on the other host that it follows from (needs), and its slot if it has one.
+    A row of the table has the service, the groups that need it (from), the group or the host that offers it (to), its port,
+    whether the fleet is down without it (vital), the service on the other host that it follows from (needs), and its slot if it
+    has one.
     """
     found = []
     for row in table:
         if not any(host in groups.get(group, []) for group in row["from"]):
             continue
-        for target in groups.get(row["to"], []):
+        for target in groups.get(row["to"], [row["to"]]):
             if target in addresses:
                 found.append(
                     {

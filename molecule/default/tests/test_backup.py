@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import APPS, LAB, ROOT, SCENARIO, STATE, Fleet, on_host
+from test_orders import order, post
 from test_paper_venue import within
 
 BACKUPS = ROOT / ".backups" / SCENARIO.joinpath("inventory").name
@@ -118,10 +120,29 @@ def test_a_new_data_host_gets_what_the_old_one_had_at_its_backup_and_the_rest_is
     assert f"{name} (from mon1)" in " ".join(run.output.split())
     assert "verify-ledger is clean" in run.output
     assert re.search(r"Recovery took \d+\.\d s", run.output)
+    assert re.search(r"until \S+ is not in the backup: \d+ s", " ".join(run.output.split())), run.output
     assert had <= ledger(fleet)["orders"] < had + 50
 
     assert ledger(fleet, "--venue", venue)["differences"] > 0, "the venue has what was sent after the backup"
     sent(fleet, "after-backup", 50)
+    within(30, lambda: ledger(fleet, "--venue", venue)["ok"], "what is sent again is back, with its executions, once each")
+    assert ledger(fleet)["orders"] == had + 50
+
+
+@pytest.mark.long
+def test_what_was_decided_since_a_backup_is_given_up_on_the_same_host_and_trading_stays_halted(fleet: Fleet) -> None:
+    assert fleet.play("backup.yml", "-l", "data1").code == 0
+    had = ledger(fleet)["orders"]
+    sent(fleet, "since-backup", 50)
+    run = fleet.play("restore.yml", "-e", "restore_confirm=data1")
+    assert run.code == 0, run.output
+    assert re.search(r"until \S+ is not in the backup: \d+ s", " ".join(run.output.split())), run.output
+    assert "Trading is HALTED" in " ".join(run.output.split())
+    assert post(fleet, order()).status_code == 503
+    assert had <= ledger(fleet)["orders"] < had + 50
+    assert fleet.play("halt.yml", "-e", "halt_action=resume", "-e", "halt_reason=compared").code == 0
+    sent(fleet, "since-backup", 50)
+    venue = f"http://{fleet.private['mon1']}:9200"
     within(30, lambda: ledger(fleet, "--venue", venue)["ok"], "what is sent again is back, with its executions, once each")
     assert ledger(fleet)["orders"] == had + 50
 

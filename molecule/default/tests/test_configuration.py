@@ -1,9 +1,8 @@
-"""A changed configuration, a restart and an upgrade under load: no order fails, and what makes things worse is put back."""
+"""A changed configuration and a restart under load: no order fails, and what makes things worse is put back."""
 
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ def assert_played(run: Run) -> None:
     assert run.code == 0, run.output
 
 
-def test_no_order_fails_through_a_reload_a_restart_and_an_upgrade(fleet: Fleet, shared_config: dict[str, Any]) -> None:
+def test_no_order_fails_through_a_reload_and_a_restart(fleet: Fleet, shared_config: dict[str, Any]) -> None:
     before, slot = fleet.served()
     load = fleet.load(rate=CALM, count=1_000_000, name="configuration")
 
@@ -55,8 +54,6 @@ def test_no_order_fails_through_a_reload_a_restart_and_an_upgrade(fleet: Fleet, 
     both = fleet.play("restart-service.yml", *restarted, "-e", "restart_batch=2")
     assert both.code != 0
     assert "must go on serving" in both.output
-    upgrade = {**SETTINGS, "upgrade_what": "docker", "upgrade_restart": True}
-    assert_played(fleet.play("upgrade.yml", "-e", json.dumps(upgrade)))
     # And back to the configuration that was there.
     assert_played(fleet.play("update-config.yml", *changed(shared_config)))
     assert fleet.served() == (before, slot)
@@ -66,12 +63,11 @@ def test_no_order_fails_through_a_reload_a_restart_and_an_upgrade(fleet: Fleet, 
 @pytest.mark.parametrize(
     ("bad", "reason", "failed"),
     [
-        ({"risk": {"max_position_size": 1.0}}, "refusals", False),
+        pytest.param({"risk": {"max_position_size": 1.0}}, "refusals", False, id="refuses orders", marks=pytest.mark.long),
         # Without a venue no instance is ready; it needs a restart, and the second host never gets it. On NATS the first one
         # is still asked, and answers that nothing was decided.
-        ({"venue": {"adapter": "none"}}, "ready", True),
+        pytest.param({"venue": {"adapter": "none"}}, "ready", True, id="never ready"),
     ],
-    ids=["refuses orders", "never ready"],
 )
 def test_a_bad_configuration_is_put_back_by_itself_on_every_host(
     fleet: Fleet, shared_config: dict[str, Any], bad: dict[str, Any], reason: str, failed: bool
@@ -118,17 +114,30 @@ def test_what_a_hand_changed_on_a_host_is_shown_and_stops_a_change(fleet: Fleet,
     assert "Not as the repository left them" in refused.output
 
 
-# Asked for with OPERATIONS=all: it is a rollout, as those of test_rollouts.py, whose version differs in its configuration alone.
-if os.environ.get("OPERATIONS") == "all":
+@pytest.mark.long
+def test_the_way_back_that_a_changed_configuration_names_is_one(fleet: Fleet, shared_config: dict[str, Any]) -> None:
+    before, _ = fleet.served()
+    load = fleet.load(rate=CALM, count=1_000_000, name="way-back")
+    assert_played(fleet.play("update-config.yml", *changed(shared_config, risk={"max_leverage": 2.6})))
+    assert fleet.served()[0] != before
+    [end] = operations("app1", 1)
+    command, playbook, *words = end["undo"].split()
+    assert command == "ansible-playbook"
+    assert_played(fleet.play(playbook, *words, "-e", json.dumps(SETTINGS)))
+    assert fleet.served()[0] == before
+    assert_nothing_lost(load)
 
-    def test_a_configuration_walks_through_the_canary_and_no_order_fails(fleet: Fleet, shared_config: dict[str, Any]) -> None:
-        before, slot = fleet.served()
-        load = fleet.load(rate=CALM, count=1_000_000, name="walk")
-        steps = ["-e", json.dumps({**QUICK, "canary": True, "canary_stages": [20, 100], "release_ready_timeout": 60})]
-        assert_played(fleet.play("update-config.yml", *changed(shared_config, risk={"max_leverage": 2.8}), *steps))
-        after, other = fleet.served()
-        assert other != slot
-        assert after.rpartition("-")[0] == before.rpartition("-")[0]
-        assert_played(fleet.play("rollback.yml"))
-        assert fleet.served() == (before, slot)
-        assert_nothing_lost(load)
+
+# It is a rollout, as those of test_rollouts.py, whose version differs in its configuration alone.
+@pytest.mark.long
+def test_a_configuration_walks_through_the_canary_and_no_order_fails(fleet: Fleet, shared_config: dict[str, Any]) -> None:
+    before, slot = fleet.served()
+    load = fleet.load(rate=CALM, count=1_000_000, name="walk")
+    steps = ["-e", json.dumps({**QUICK, "canary": True, "canary_stages": [20, 100], "release_ready_timeout": 60})]
+    assert_played(fleet.play("update-config.yml", *changed(shared_config, risk={"max_leverage": 2.8}), *steps))
+    after, other = fleet.served()
+    assert other != slot
+    assert after.rpartition("-")[0] == before.rpartition("-")[0]
+    assert_played(fleet.play("rollback.yml"))
+    assert fleet.served() == (before, slot)
+    assert_nothing_lost(load)

@@ -84,7 +84,11 @@ def test_trading_is_halted_and_resumed_with_what_is_left_of_the_fleet(fleet: Fle
             assert modes(fleet) == {"halted"}
             begin, end = operations(last, 2)
             assert (begin["operation"], begin["event"], end["event"], end["result"]) == ("halt", "begin", "end", "changed")
-            done(fleet.play("halt.yml"), "Nothing to do", "halted")
+            # And with that one gone as well.
+            on_host(unreachable, "systemctl stop trading-bot")
+            stopped.append(unreachable)
+            done(fleet.play("halt.yml"), "Nothing to do", "halted", f"{unreachable}: cannot be reached")
+            assert {name.split(":")[0] for name in statuses(fleet)} == {last}
             assert operations(last, 2)[1]["result"] == "nothing"
         finally:
             for host in stopped:

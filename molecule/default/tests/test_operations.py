@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from conftest import APPS, SCENARIO, Fleet, Run, on_host, operations
+import pytest
+from conftest import APPS, HOSTS, LAB, SCENARIO, Fleet, Run, on_host, operations
 from test_monitoring import asked
 from test_paper_venue import within
 
 SCALED_OUT = (SCENARIO / "inventory", SCENARIO / "scaled-out.yml")
+THIRD_BALANCER = (SCENARIO / "inventory", SCENARIO / "third-balancer.yml")
 NEXT = "0.1.1"
 
 
@@ -90,6 +92,7 @@ def test_the_release_before_stays_on_disk_as_previous_and_its_slot_is_stopped(fl
         assert subprocess.run(unit, capture_output=True, text=True, check=False).stdout.strip() == "disabled"
 
 
+@pytest.mark.long
 def test_scaling_out_and_in_under_load_loses_no_order(fleet: Fleet) -> None:
     bare = fleet.play(str(Path("lab/create.yml")), inventories=SCALED_OUT)
     assert bare.code == 0
@@ -101,14 +104,13 @@ def test_scaling_out_and_in_under_load_loses_no_order(fleet: Fleet) -> None:
     assert f"{fleet.served()[1]} 3/3" in rotation.output
     within(30, lambda: asked(fleet, 'up{job="app", host="app3"} == 1'), "Prometheus asks the new host, without a restart")
 
-    # Asked for with OPERATIONS=all, since to set up a host takes minutes: the power goes, and a new machine takes the same place.
-    if os.environ.get("OPERATIONS") == "all":
-        subprocess.run(["docker", "rm", "--force", "--volumes", "trading-molecule-app3"], check=True, capture_output=True)
-        subprocess.run(["docker", "volume", "rm", "trading-molecule-app3-docker"], check=True, capture_output=True)
-        assert fleet.play(str(Path("lab/create.yml")), inventories=SCALED_OUT).code == 0
-        assert fleet.play("deploy.yml", "-l", "new_nodes", inventories=SCALED_OUT).code == 0
-        whole = f"{fleet.served()[1]} 3/3"
-        within(60, lambda: whole in fleet.play("release-status.yml", inventories=SCALED_OUT).output, "it serves")
+    # The power goes, and a new machine takes the same place.
+    subprocess.run(["docker", "rm", "--force", "--volumes", "trading-molecule-app3"], check=True, capture_output=True)
+    subprocess.run(["docker", "volume", "rm", "trading-molecule-app3-docker"], check=True, capture_output=True)
+    assert fleet.play(str(Path("lab/create.yml")), inventories=SCALED_OUT).code == 0
+    assert fleet.play("deploy.yml", "-l", "new_nodes", inventories=SCALED_OUT).code == 0
+    whole = f"{fleet.served()[1]} 3/3"
+    within(60, lambda: whole in fleet.play("release-status.yml", inventories=SCALED_OUT).output, "it serves")
 
     assert fleet.play("update-lb.yml").code == 0
     summary = load.finish(now=True)
@@ -236,6 +238,29 @@ def test_an_inventory_with_no_app_host_is_refused(fleet: Fleet, tmp_path: Path) 
         assert_refused(fleet.play(playbook, inventories=(tmp_path / "hosts.yml",)), "The inventory has no host in: app")
 
 
+@pytest.mark.long
+def test_a_load_balancer_comes_and_goes_and_no_order_fails(fleet: Fleet) -> None:
+    load = fleet.load(rate=60, count=1_000_000, name="balancers")
+    for playbook, *more in (["lab/create.yml"], ["site.yml", "-l", "lb"], ["update-lb.yml"]):
+        run = fleet.play(playbook, *more, inventories=THIRD_BALANCER)
+        assert run.code == 0, run.output
+    status = fleet.play("release-status.yml", inventories=THIRD_BALANCER).output
+    traffic = [line.split("ok", 1)[1] for line in status.splitlines() if re.match(r" *lb\d +running +ok", line)]
+    assert (len(traffic), len(set(traffic))) == (3, 1), status
+    third = replace(fleet, url=fleet.url.replace(HOSTS["children"]["lb"]["hosts"]["lb1"]["ansible_host"], "10.204.1.13"))
+    assert third.load(rate=20, count=200, name="third-balancer").finish()["failed"] == 0
+    within(30, lambda: asked(fleet, 'up{job="haproxy", host="lb3"} == 1'), "Prometheus asks the new one")
+
+    assert fleet.play("update-lb.yml").code == 0
+    on_host("lb3", "systemctl disable --now haproxy trading-bot-release-watchdog.timer")
+    assert "lb3" not in fleet.play("release-status.yml").output
+    within(30, lambda: not asked(fleet, 'up{job="haproxy", host="lb3"}'), "Prometheus asks no host that left")
+    subprocess.run(["docker", "rm", "--force", "--volumes", f"{LAB}-lb3"], check=True, capture_output=True)
+    summary = load.finish(now=True)
+    assert summary["failed"] == 0, summary
+
+
+@pytest.mark.long
 def test_the_newest_ansible_finds_nothing_to_do(fleet: Fleet) -> None:
     # What refused releases left on the hosts' disks goes with the next deployment.
     assert fleet.play("deploy.yml").code == 0

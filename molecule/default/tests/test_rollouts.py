@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable
@@ -102,6 +101,7 @@ def test_a_rollout_whose_release_no_host_can_have_ends_and_gives_the_lock_back(f
         assert json.loads(on_host(balancer, "echo {} | trading-bot-release status"))["lock"] is None
 
 
+@pytest.mark.long
 def test_a_control_node_that_dies_at_20_percent_leaves_0_percent_behind(fleet: Fleet, source: Callable[..., Path]) -> None:
     before, home = fleet.served()[0], source("0.2.0")
     load = fleet.load(rate=RATE, count=1_000_000, name="killed", stop_every=20)
@@ -172,12 +172,14 @@ def test_what_was_left_is_marked_and_not_rolled_out_again_without_a_reason(fleet
     assert cuts() == [0, 0]
 
 
-#: One that the shadow catches and one that the judge does; deploy.yml tries one that is never ready. BAD_VERSIONS=all for every
-#: one, which makes the table in docs/release.md.
-TRIED = [(n, bad) for n, bad in enumerate(VERSIONS) if n in (1, 3) or os.environ.get("BAD_VERSIONS") == "all"]
-
-
-@pytest.mark.parametrize(("number", "bad"), TRIED, ids=[bad.name for _, bad in TRIED])
+@pytest.mark.parametrize(
+    ("number", "bad"),
+    # All of them make the table in docs/release.md.
+    [
+        pytest.param(number, bad, id=bad.name, marks=[] if bad.name == "20% errors" else pytest.mark.long)
+        for number, bad in enumerate(VERSIONS)
+    ],
+)
 def test_a_bad_version_is_caught_and_gone_by_itself(fleet: Fleet, source: Callable[..., Path], number: int, bad: Bad) -> None:
     if bad.stable:
         home = source(f"0.2.{number}", bad.stable)
@@ -221,20 +223,19 @@ def note_damage(bad: Bad, entries: list[dict[str, Any]], log: Path, version: str
     print(line)
 
 
-# Asked for with OPERATIONS=all: tests/unit/plugins/test_rollout.py steers rollouts without hosts.
-if os.environ.get("OPERATIONS") == "all":
-
-    def test_an_operator_pauses_a_rollout_and_ends_it(fleet: Fleet, source: Callable[..., Path]) -> None:
-        before = fleet.served()[0]
-        load = fleet.load(rate=RATE, count=1_000_000, name="steered", stop_every=20)
-        rollout = fleet.start("canary.yml", *quick("0.4.0", source("0.4.0"), canary_stages=[5, 100], **STANDING))
-        wait_for(lambda: cuts() == [500, 500], 400, "5%")
-        assert fleet.play("canary.yml", "-e", "action=pause").code == 0
-        wait_for(lambda: fleet.status()["rollout"]["paused"], 60, "paused")
-        assert fleet.play("canary.yml", "-e", "action=abort").code == 0
-        wait_for(lambda: cuts() == [0, 0], 60, "aborted")
-        aborted = rollout.finish()
-        assert aborted.code != 0
-        assert "aborted" in aborted.output
-        assert fleet.served()[0] == before
-        assert_nothing_lost(load)
+# tests/unit/plugins/test_rollout.py steers rollouts without hosts.
+@pytest.mark.long
+def test_an_operator_pauses_a_rollout_and_ends_it(fleet: Fleet, source: Callable[..., Path]) -> None:
+    before = fleet.served()[0]
+    load = fleet.load(rate=RATE, count=1_000_000, name="steered", stop_every=20)
+    rollout = fleet.start("canary.yml", *quick("0.4.0", source("0.4.0"), canary_stages=[5, 100], **STANDING))
+    wait_for(lambda: cuts() == [500, 500], 400, "5%")
+    assert fleet.play("canary.yml", "-e", "action=pause").code == 0
+    wait_for(lambda: fleet.status()["rollout"]["paused"], 60, "paused")
+    assert fleet.play("canary.yml", "-e", "action=abort").code == 0
+    wait_for(lambda: cuts() == [0, 0], 60, "aborted")
+    aborted = rollout.finish()
+    assert aborted.code != 0
+    assert "aborted" in aborted.output
+    assert fleet.served()[0] == before
+    assert_nothing_lost(load)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -103,22 +102,21 @@ def test_monitoring_sees_every_part_of_the_host(host: Host) -> None:
     assert up >= {"app", "haproxy", "nats", "node", "redis"}
 
 
-# Asked for with OPERATIONS=all: it provisions the host once more.
-if os.environ.get("OPERATIONS") == "all":
-
-    def test_the_runtime_systemd_takes_over_from_docker_under_load(fleet: Fleet, source: Callable[..., Path]) -> None:
-        _, before = fleet.served()
-        load = fleet.load(rate=50, count=1_000_000, name="runtime")
-        runtime = ("-e", "release_runtime=systemd")
-        version = ("-e", "release_version=0.1.3", "-e", f"release_source={source('0.1.3')}")
-        run = fleet.play("site.yml", *runtime, *version)
-        assert run.code == 0
-        again = fleet.play("deploy.yml", *runtime)
-        assert (again.code, set(again.changed.values())) == (0, {0})
-        summary = load.finish(now=True)
-        assert summary["failed"] == 0, summary
-        verdict = load.judge()
-        assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
-        after, slot = fleet.served()
-        assert slot != before
-        assert after.startswith("0.1.3-")
+# It provisions the host once more.
+@pytest.mark.long
+def test_the_runtime_systemd_takes_over_from_docker_under_load(fleet: Fleet, source: Callable[..., Path]) -> None:
+    _, before = fleet.served()
+    load = fleet.load(rate=50, count=1_000_000, name="runtime")
+    runtime = ("-e", "release_runtime=systemd")
+    version = ("-e", "release_version=0.1.3", "-e", f"release_source={source('0.1.3')}")
+    run = fleet.play("site.yml", *runtime, *version)
+    assert run.code == 0
+    again = fleet.play("deploy.yml", *runtime)
+    assert (again.code, set(again.changed.values())) == (0, {0})
+    summary = load.finish(now=True)
+    assert summary["failed"] == 0, summary
+    verdict = load.judge()
+    assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
+    after, slot = fleet.served()
+    assert slot != before
+    assert after.startswith("0.1.3-")

@@ -404,6 +404,8 @@ def test_a_host_needs_the_ports_of_its_groups() -> None:
         ("app2", "The app", "blue"),
     ]
     assert reach_filter(rows, "data1", groups, ADDRESSES) == []
+    to_a_host = [{"service": "ssh for backups", "from": ["app"], "to": to, "port": 22} for to in ("data1", "", "elsewhere")]
+    assert [item["to"] for item in reach_filter(to_a_host, "app1", groups, ADDRESSES)] == ["data1"]
 
 
 def test_an_archive_has_report_facts_figures_and_logs_and_no_secret(fleet: dict[str, Any], tmp_path: Path) -> None:

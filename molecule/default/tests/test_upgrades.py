@@ -1,0 +1,97 @@
+"""Newer packages under a fleet that serves: who can be spared is out of rotation meanwhile; of who cannot, no order is lost."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from conftest import APPS, DATA, Fleet, on_host
+from test_configuration import CALM, SETTINGS
+from test_orders import order, post
+from test_paper_venue import within
+from test_rollouts import assert_nothing_lost
+
+OLDER = "0.1"
+
+pytestmark = pytest.mark.long
+
+
+def install_older(host: str, package: str) -> None:
+    """Install the package as it is, under a lower version, so that the distribution's is newer. Nothing restarts."""
+    on_host(
+        host,
+        f"""set -e
+        printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d
+        mkdir /root/older && cd /root/older && apt-get download {package}
+        dpkg-deb --raw-extract ./*.deb tree && sed -i 's/^Version: .*/Version: {OLDER}/' tree/DEBIAN/control
+        dpkg-deb --build tree older.deb && dpkg --install --force-downgrade --force-confold older.deb
+        rm -r /root/older /usr/sbin/policy-rc.d""",
+    )
+    assert installed(host, package) == OLDER
+
+
+def installed(host: str, package: str) -> str:
+    return on_host(host, f"dpkg-query --show --showformat='${{Version}}' {package}")
+
+
+def since(host: str, unit: str) -> str:
+    """When a unit was started last."""
+    return on_host(host, f"systemctl show --property ActiveEnterTimestampMonotonic --value {unit}")
+
+
+def upgrade(fleet: Fleet, what: str, **more: Any) -> None:
+    run = fleet.play("upgrade.yml", "-e", json.dumps({**SETTINGS, "upgrade_what": what, **more}))
+    assert run.code == 0, run.output
+
+
+def test_no_order_fails_while_docker_is_upgraded_on_every_app_host(fleet: Fleet) -> None:
+    before = fleet.served()
+    began = {host: since(host, "docker") for host in APPS}
+    load = fleet.load(rate=CALM, count=1_000_000, name="upgrade-docker")
+    upgrade(fleet, "docker", upgrade_restart=True)
+    assert_nothing_lost(load)
+    assert fleet.served() == before
+    assert not [host for host in APPS if since(host, "docker") == began[host]]
+
+
+def test_no_order_fails_while_every_hosts_packages_are_upgraded(fleet: Fleet) -> None:
+    """The app's slot is restarted out of rotation; HAProxy's master starts the new binary without a connection lost."""
+    before = fleet.served()
+    for host, package in (("app1", "logrotate"), ("lb1", "haproxy"), ("mon1", "logrotate")):
+        install_older(host, package)
+    began = {host: since(host, f"trading-bot@{before[1]}") for host in APPS}
+    serves_since = on_host("lb1", "pgrep --oldest haproxy")
+    load = fleet.load(rate=CALM, count=1_000_000, name="upgrade-os")
+    upgrade(fleet, "os", upgrade_reboot=False)
+    assert_nothing_lost(load)
+    assert fleet.served() == before
+    assert OLDER not in (installed("app1", "logrotate"), installed("lb1", "haproxy"), installed("mon1", "logrotate"))
+    assert since("app1", f"trading-bot@{before[1]}") != began["app1"]
+    assert on_host("lb1", "pgrep --oldest haproxy") == serves_since
+    again = fleet.play("upgrade.yml", "-e", json.dumps({**SETTINGS, "upgrade_what": "os", "upgrade_reboot": False}))
+    assert (again.code, set(again.changed.values())) == (0, {0}), again.output
+
+
+@pytest.mark.parametrize(
+    ("what", "unit", "answers"),
+    [
+        ("redis", "redis-server", {"503"}),
+        # Who asked over NATS got no answer.
+        ("nats", "nats-server", {"503", "0"}),
+    ],
+)
+def test_where_there_is_one_server_orders_are_refused_for_its_restart_and_none_is_lost(
+    fleet: Fleet, what: str, unit: str, answers: set[str]
+) -> None:
+    install_older(DATA, unit)
+    before = since(DATA, unit)
+    load = fleet.load(rate=CALM, count=1_000_000, name=f"upgrade-{what}")
+    upgrade(fleet, what)
+    within(20, lambda: post(fleet, order()).status_code == 201, "orders are taken again")
+    summary = load.finish(now=True)
+    assert set(summary["statuses"]) - {"200", "201", "422"} <= answers, summary
+    verdict = load.judge()
+    assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
+    assert installed(DATA, unit) != OLDER
+    assert since(DATA, unit) != before
