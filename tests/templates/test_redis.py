@@ -224,6 +224,23 @@ def test_app_is_refused_for_real(ledger: Ledger) -> None:
         client.evalsha(script, 1, "other:order")
 
 
+def test_what_was_decided_is_there_after_a_crash(ledger: Ledger) -> None:
+    """A script's writes are one transaction in the append-only file, which Redis replays with the permissions of its default user."""
+    client = ledger.client("trading_bot")
+    script = "redis.call('HSET', KEYS[1], 'status', 'accepted') return redis.call('XADD', KEYS[2], '*', 'e', ARGV[1])"
+    client.evalsha(client.script_load(script), 2, "trading:order", "trading:audit", "order.accepted")
+    with client.pipeline(transaction=True) as both:
+        both.set("trading:one", "1").set("trading:other", "1").execute()
+    assert ledger.process
+    ledger.process.kill()
+    ledger.process.wait()
+    ledger.start()
+    again = ledger.client("trading_bot")
+    assert again.hget("trading:order", "status") == "accepted"
+    assert again.xlen("trading:audit") == 1
+    assert again.mget("trading:one", "trading:other") == ["1", "1"]
+
+
 def test_second_apply_changes_nothing(ledger: Ledger) -> None:
     assert ledger.apply() == {"changed": [], "restart": []}
     assert ledger.apply() == {"changed": [], "restart": []}

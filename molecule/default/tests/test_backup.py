@@ -131,6 +131,7 @@ def test_a_new_data_host_gets_what_the_old_one_had_at_its_backup_and_the_rest_is
 
 @pytest.mark.long
 def test_what_was_decided_since_a_backup_is_given_up_on_the_same_host_and_trading_stays_halted(fleet: Fleet) -> None:
+    sent(fleet, "before-giving-up", 20)
     assert fleet.play("backup.yml", "-l", "data1").code == 0
     had = ledger(fleet)["orders"]
     sent(fleet, "since-backup", 50)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
+from conftest import DATA, Fleet, on_host
+from test_orders import order, post
+from test_paper_venue import within
 from testinfra.host import Host
 
 testinfra_hosts = ["ansible://redis"]
@@ -86,3 +89,14 @@ def test_guarantees_of_the_ledger_are_on(host: Host, setting: str, value: str) -
 
 def test_operator_can_save_as_the_guide_has_it(host: Host) -> None:
     assert ask(host, "operator", "save") == "OK"
+
+
+def test_a_killed_redis_comes_back_with_every_order(fleet: Fleet) -> None:
+    load = fleet.load(rate=50, count=1_000_000, name="killed-redis")
+    within(20, lambda: load.log.exists() and load.log.read_text().count("\n") > 200, "orders are answered")
+    on_host(DATA, "systemctl kill --signal KILL redis-server")
+    within(20, lambda: post(fleet, order()).status_code == 201, "orders are taken again")
+    summary = load.finish(now=True)
+    assert set(summary["statuses"]) <= {"200", "201", "422", "503"}, summary
+    verdict = load.judge()
+    assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
