@@ -225,7 +225,7 @@ def test_app_is_refused_for_real(ledger: Ledger) -> None:
 
 
 def test_what_was_decided_is_there_after_a_crash(ledger: Ledger) -> None:
-    """A script's writes are one transaction in the append-only file, which Redis replays with the permissions of its default user."""
+    """A script's writes are one transaction in the append-only file, which Redis replays as its default user."""
     client = ledger.client("trading_bot")
     script = "redis.call('HSET', KEYS[1], 'status', 'accepted') return redis.call('XADD', KEYS[2], '*', 'e', ARGV[1])"
     client.evalsha(client.script_load(script), 2, "trading:order", "trading:audit", "order.accepted")
