@@ -230,7 +230,9 @@ def test_what_was_decided_is_there_after_a_crash(ledger: Ledger) -> None:
     script = "redis.call('HSET', KEYS[1], 'status', 'accepted') return redis.call('XADD', KEYS[2], '*', 'e', ARGV[1])"
     client.evalsha(client.script_load(script), 2, "trading:order", "trading:audit", "order.accepted")
     with client.pipeline(transaction=True) as both:
-        both.set("trading:one", "1").set("trading:other", "1").execute()
+        both.set("trading:one", "1")
+        both.set("trading:other", "1")
+        both.execute()
     assert ledger.process
     ledger.process.kill()
     ledger.process.wait()

@@ -97,6 +97,7 @@ def test_a_killed_redis_comes_back_with_every_order(fleet: Fleet) -> None:
     on_host(DATA, "systemctl kill --signal KILL redis-server")
     within(20, lambda: post(fleet, order()).status_code == 201, "orders are taken again")
     summary = load.finish(now=True)
-    assert set(summary["statuses"]) <= {"200", "201", "422", "503"}, summary
+    # None, where a load balancer without an instance just closed the connection.
+    assert set(summary["statuses"]) <= {"200", "201", "503", "0"}, summary
     verdict = load.judge()
     assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict

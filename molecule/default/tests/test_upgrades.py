@@ -13,6 +13,8 @@ from test_paper_venue import within
 from test_rollouts import assert_nothing_lost
 
 OLDER = "0.1"
+#: None, where NATS was down or a load balancer without an instance just closed the connection.
+REFUSED = {"503", "0"}
 
 pytestmark = pytest.mark.long
 
@@ -73,16 +75,9 @@ def test_no_order_fails_while_every_hosts_packages_are_upgraded(fleet: Fleet) ->
     assert (again.code, set(again.changed.values())) == (0, {0}), again.output
 
 
-@pytest.mark.parametrize(
-    ("what", "unit", "answers"),
-    [
-        ("redis", "redis-server", {"503"}),
-        # Who asked over NATS got no answer.
-        ("nats", "nats-server", {"503", "0"}),
-    ],
-)
+@pytest.mark.parametrize(("what", "unit"), [("redis", "redis-server"), ("nats", "nats-server")])
 def test_where_there_is_one_server_orders_are_refused_for_its_restart_and_none_is_lost(
-    fleet: Fleet, what: str, unit: str, answers: set[str]
+    fleet: Fleet, what: str, unit: str
 ) -> None:
     install_older(DATA, unit)
     before = since(DATA, unit)
@@ -90,7 +85,7 @@ def test_where_there_is_one_server_orders_are_refused_for_its_restart_and_none_i
     upgrade(fleet, what)
     within(20, lambda: post(fleet, order()).status_code == 201, "orders are taken again")
     summary = load.finish(now=True)
-    assert set(summary["statuses"]) - {"200", "201", "422"} <= answers, summary
+    assert set(summary["statuses"]) <= {"200", "201", *REFUSED}, summary
     verdict = load.judge()
     assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
     assert installed(DATA, unit) != OLDER
