@@ -102,6 +102,15 @@ def test_trading_is_halted_and_resumed_with_what_is_left_of_the_fleet(fleet: Fle
     within(20, lambda: post(fleet, order()).status_code == 201, "orders are taken again")
 
 
+def test_a_host_that_can_write_nothing_holds_up_no_halt(fleet: Fleet) -> None:
+    logs = "/var/lib/trading-bot"
+    read_only = f"mount --bind {logs} {logs} && mount -o remount,bind,ro {logs}"
+    with broken(APPS[-1], read_only, f"umount {logs}"):
+        done(fleet.play("halt.yml", "-e", "halt_reason=drill"), f"{APPS[-1]}: the line could not be written", "halted")
+    assert modes(fleet) == {"halted"}
+    done(fleet.play("halt.yml", "-e", "halt_action=resume", "-e", "halt_reason=drill"), "not halted")
+
+
 def test_degraded_only_what_reduces_is_taken(fleet: Fleet) -> None:
     def market(**changes: Any) -> dict[str, Any]:
         body = order(type="market", **changes)
