@@ -493,3 +493,29 @@ async def to_the_last_digit(world: World) -> None:
 
 def test_down_cuts_towards_zero() -> None:
     assert down(Decimal("-1.999999999")) == Decimal("-1.99999999")
+
+
+def test_a_price_of_a_time_to_come_gives_way_to_the_next_one(world: World) -> None:
+    """From a clock that is ahead, and after the server's own was set back."""
+    hour = 3_600_000
+
+    async def run() -> None:
+        async def noted(price: int, at: int) -> list[str]:
+            await world.books[0].note_marks({"AAA-USDT": (price, at)})
+            return str((await world.client.call("HGET", "trading:marks", "AAA-USDT")).decode()).split("|")
+
+        async def now() -> int:
+            seconds, microseconds = await world.client.call("TIME")
+            return int(seconds) * 1000 + int(microseconds) // 1000
+
+        await world.client.call("FLUSHDB")
+        price, stamp = await noted(5, await now() + hour)
+        assert (price, int(stamp) <= await now()) == ("5", True)
+        while await now() == int(stamp):
+            pass
+        assert (await noted(6, await now()))[0] == "6"
+        assert (await noted(7, await now() - hour))[0] == "6"
+        await world.client.call("HSET", "trading:marks", "AAA-USDT", f"8|{await now() + hour}")
+        assert (await noted(9, await now()))[0] == "9"
+
+    world.runner.run(run())

@@ -51,7 +51,7 @@ SCRIPTS = ("admit", "settle", "cancel")
 TURNED = {
     "+": "-", "-": "+", "<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "~=", "~=": "==", "'-'": "''",
 }  # fmt: skip
-_TOKEN = re.compile(r"--[^\n]*|'[^'\n]*'|[<>=~]=|[<>+-]")
+_TOKEN = re.compile(r"#![^\n]*|--[^\n]*|'[^'\n]*'|[<>=~]=|[<>+-]")
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,10 @@ async def marks(world: Clocked) -> None:
     await world.at(SECOND + 1, 1)
     assert await rule(ledger, price=None) == f"mark_missing a mark for {A} none"
     assert await rule(ledger) == "accepted"
+    await world.at(SECOND - 1)
+    assert await rule(ledger, price=None) == "accepted"
+    await world.at(SECOND - 2, 999)
+    assert await rule(ledger, price=None) == f"mark_missing a mark for {A} none"
     ledger = await world.fresh(price_collar=UNIT // 10, max_mark_age_ms=1000)
     await world.at(SECOND + 2)
     assert await rule(ledger) == f"mark_missing a mark for {A} none"

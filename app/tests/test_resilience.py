@@ -166,6 +166,30 @@ def test_a_redis_that_cannot_write_is_not_ready(
     until(app.ready, 5, "ready again")
 
 
+def test_a_redis_whose_memory_is_used_up_takes_no_order_and_whatever_ends_one(
+    own_redis: Redis, nats: Nats, start_app: Callable[..., App]
+) -> None:
+    """A person can still cancel and halt, over the load balancer too, and an instance can still begin."""
+    app = start_app(own_redis.url, nats.url)
+    assert app.call("POST", "/api/orders", order("a"))[0] == 201
+    own_redis.cli("CONFIG", "SET", "maxmemory", "1")
+    status, answer, headers = app.call("POST", "/api/orders", order("b"))
+    assert (status, answer["dependency"], headers["retry-after"]) == (503, "redis", "1")
+    assert "OOM" in answer["detail"]
+    assert app.call("POST", "/api/orders", order("a"))[0] == 200
+    other = start_app(own_redis.url, nats.url)
+    assert other.call("DELETE", "/api/orders/a")[1]["status"] == "cancelled"
+    assert app.call("POST", "/api/trading/halt", {"reason": "memory"})[0] == 200
+    until(lambda: other.call("GET", "/api/status")[1]["mode"] == "halted", 5, "halted")
+    assert app.call("POST", "/api/trading/resume", {"reason": "there is more"})[0] == 200
+    [beat, _] = own_redis.cli("KEYS", "trading:instance:*").splitlines()
+    own_redis.cli("PEXPIRE", beat, "100000")
+    until(lambda: int(own_redis.cli("PTTL", beat)) <= 5000, 5, "another heartbeat was written")
+    assert app.ready()
+    own_redis.cli("CONFIG", "SET", "maxmemory", "0")
+    assert app.call("POST", "/api/orders", order("b"))[0] == 201
+
+
 def test_a_wrong_redis_password_keeps_it_live_but_not_ready_with_the_reason(
     tmp_path: Path, nats: Nats, start_app: Callable[..., App]
 ) -> None:

@@ -225,6 +225,18 @@ def _written(path: Path, recipients: Sequence[str]) -> Iterator[IO[bytes]]:
             part.unlink()
 
 
+def _check_room(directory: Path, host: str) -> None:
+    """Leave the disk to the ledger: a backup needs room for what it gathers and for itself. Raises BackupError."""
+    last = of_host((path.name for path in directory.iterdir()), host)[-1:]
+    wanted = sum(3 * (directory / backup.name).stat().st_size for backup in last)
+    free = shutil.disk_usage(directory).free
+    if free < wanted:
+        raise BackupError(
+            f"there is no room for a backup in {directory}: {free} bytes are free, and it takes up to {wanted}, "
+            "three times the last one"
+        )
+
+
 def create(config: Mapping[str, Any]) -> dict[str, Any]:
     """Take a backup. Its name appears once it is whole and on the disk."""
     directory = Path(config["directory"])
@@ -233,6 +245,9 @@ def create(config: Mapping[str, Any]) -> dict[str, Any]:
         raise BackupError("backup_age_recipients are set and age is not installed, so nothing was written: site.yml installs it")
     with _alone(directory), _making(directory) as folder:
         began = time.time()
+        # Before the new one is written: where the disk is full, this makes room.
+        removed = _remove_old(directory, config)
+        _check_room(directory, config["host"])
         parts: dict[str, tuple[Path, str]] = {}
         manifest: dict[str, Any] = {"schema": SCHEMA, "host": config["host"], "redis": None, "streams": {}, "files": []}
         # The ledger first: an event that the bus has twice is known by its id, one that it lacks is lost.
@@ -262,7 +277,7 @@ def create(config: Mapping[str, Any]) -> dict[str, Any]:
         digest = digest_of(path)
         with _written(directory / f"{name}.sha256", ()) as file:
             file.write(f"{digest}  {name}\n".encode())
-        removed = _remove_old(directory, config)
+        removed += _remove_old(directory, config)
         size = path.stat().st_size
         _tell(config, taken, size, time.time() - began)
     summary = {key: manifest[key] for key in ("redis", "files", "release")}

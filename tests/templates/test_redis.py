@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -224,8 +225,11 @@ def test_app_is_refused_for_real(ledger: Ledger) -> None:
         client.evalsha(script, 1, "other:order")
 
 
-def test_what_was_decided_is_there_after_a_crash(ledger: Ledger) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_was_decided_is_there_however_it_ended_and_no_snapshot_is_needed(ledger: Ledger, number: signal.Signals) -> None:
     """A script's writes are one transaction in the append-only file, which Redis replays as its default user."""
+    # No snapshot can be written, as where there is no room for one.
+    (ledger.place / "dump.rdb").mkdir()
     client = ledger.client("trading_bot")
     script = "redis.call('HSET', KEYS[1], 'status', 'accepted') return redis.call('XADD', KEYS[2], '*', 'e', ARGV[1])"
     client.evalsha(client.script_load(script), 2, "trading:order", "trading:audit", "order.accepted")
@@ -234,13 +238,16 @@ def test_what_was_decided_is_there_after_a_crash(ledger: Ledger) -> None:
         both.set("trading:other", "1")
         both.execute()
     assert ledger.process
-    ledger.process.kill()
-    ledger.process.wait()
+    ledger.client("operator").bgsave()
+    wait(lambda: ledger.client("operator").info("persistence")["rdb_last_bgsave_status"] == "err", "a snapshot failed")
+    client.set("trading:after", "1")
+    ledger.process.send_signal(number)
+    ledger.process.wait(10)
     ledger.start()
     again = ledger.client("trading_bot")
     assert again.hget("trading:order", "status") == "accepted"
     assert again.xlen("trading:audit") == 1
-    assert again.mget("trading:one", "trading:other") == ["1", "1"]
+    assert again.mget("trading:one", "trading:other", "trading:after") == ["1", "1", "1"]
 
 
 def test_second_apply_changes_nothing(ledger: Ledger) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -231,6 +232,20 @@ def test_only_so_many_stay(config: dict[str, Any]) -> None:
     assert len(made["removed"]) == 4
     left = sorted(path.name for path in directory.iterdir())
     assert left == ["20260101T040000Z-data1.tar", "20260101T040000Z-data1.tar.sha256", made["name"], f"{made['name']}.sha256"]
+
+
+def test_a_disk_without_room_first_loses_old_backups_and_then_refuses_a_new_one(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Path(config["directory"])
+    for hour in range(5):
+        (directory / f"20260101T0{hour}0000Z-data1.tar").write_text("12345")
+    monkeypatch.setattr(backup_agent.shutil, "disk_usage", lambda _: SimpleNamespace(free=14))
+    with pytest.raises(BackupError, match=r"no room for a backup in .*: 14 bytes are free, and it takes up to 15"):
+        backup_agent.create(config)
+    assert sorted(path.name for path in directory.iterdir()) == ["20260101T030000Z-data1.tar", "20260101T040000Z-data1.tar"]
+    monkeypatch.setattr(backup_agent.shutil, "disk_usage", lambda _: SimpleNamespace(free=15))
+    assert backup_agent.create(config)["removed"] == ["20260101T030000Z-data1.tar"]
 
 
 def test_what_a_killed_run_has_left_is_removed_and_is_no_backup(config: dict[str, Any]) -> None:

@@ -56,6 +56,8 @@ TITLES_ZH: Mapping[str, str] = {
     "NatsDown": "NATS 无响应",
     "JetStreamUnhealthy": "NATS 或其数据流不健康",
     "JetStreamLagging": "NATS 数据流落后",
+    "RedisMemoryHigh": "Redis 内存即将用尽",
+    "JetStreamStorageHigh": "NATS 存储即将用尽",
     "OutboxGrowing": "待发布事件堆积",
     "EventsLagging": "事件到达 NATS 过慢",
     "OrdersUnknown": "有订单已发出但状态未知",

@@ -179,7 +179,7 @@ if math.fmod(quantity, lot) ~= 0 then return refuse('lot_size', lot, int(quantit
 if quantity < tonumber(minimum) then return refuse('min_quantity', minimum, int(quantity)) end
 if quantity > tonumber(maximum) then return refuse('max_quantity', maximum, int(quantity)) end
 
--- A mark that is missing or too old is none, and whatever needs it is refused.
+-- A mark that is missing, too old or of a time to come is none, and whatever needs it is refused.
 local marks = {}
 local age = tonumber(ARGV[25])
 local function mark_of(name)
@@ -193,7 +193,7 @@ local function mark_of(name)
     end
     local value, stamp
     if text then value, stamp = string.match(text, '^(%d+)|?(%d*)') end
-    if value and (age == 0 or stamp == '' or now - tonumber(stamp) <= age) then
+    if value and (age == 0 or stamp == '' or math.abs(now - tonumber(stamp)) <= age) then
       marks[name] = tonumber(value)
     else
       marks[name] = false

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Publish an alert and keep it, unless the same was published a while ago by whichever instance.
 --
 -- KEYS  1 quiet  string trading:alert:<rule>:<account>:<occurrence>   2 history  stream <channel>:history

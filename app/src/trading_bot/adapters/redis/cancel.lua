@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Cancel one order. Never refused by a risk check; only the throttle counts it.
 --
 -- KEYS  1 order  hash   2 account  hash   3 outbox  stream   4 audit  stream   5 dispatch  zset

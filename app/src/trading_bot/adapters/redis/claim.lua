@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Take or renew the outbox's lease and read the oldest events under it. One instance publishes at a time,
 -- so events leave in the order in which they were decided; when it dies the lease ends by itself.
 --

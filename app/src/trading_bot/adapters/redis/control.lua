@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Change fleet-wide switches, with who and why in the audit, in one step.
 --
 -- KEYS  1 control  hash   2 audit  stream   3 outbox  stream   4 account  hash, or any key if none is meant

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Keep how far the ledger was verified, and what was found, if the lease is still the holder's.
 --
 -- KEYS  1 lease  string   2 verified  hash: account -> as the audit tells it   3 progress  string   4 audit  stream

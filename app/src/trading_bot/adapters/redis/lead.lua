@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Take or renew a lease that one instance at a time holds.
 --
 -- KEYS  1 lease  string

@@ -44,6 +44,7 @@ RELEASE, _RELEASE = _script("release")
 INSPECT, _INSPECT = _script("inspect")
 KEEP, _KEEP = _script("keep")
 ALERT, ALERT_SHA = _script("alert")
+WRITE, WRITE_SHA = _script("write")
 SCRIPTS = (
     ALERT,
     ADMIT,
@@ -60,6 +61,7 @@ SCRIPTS = (
     RELEASE,
     INSPECT,
     KEEP,
+    WRITE,
 )
 
 CONTROL = "trading:control"
@@ -454,7 +456,8 @@ class RedisBook:
         return None if number is None else int(number)
 
     async def note_seen(self, number: int) -> None:
-        await self._client.call("HSET", f"trading:venue:{self._venue}", "seen", number)
+        key = f"trading:venue:{self._venue}"
+        await self._client.call("EVALSHA", WRITE_SHA, 1, key, "HSET", "seen", number)
 
     async def note_marks(self, marks: Mapping[str, tuple[int, int]]) -> None:
         flat: list[str | int] = []
@@ -466,7 +469,9 @@ class RedisBook:
     async def note_instruments(self, instruments: Iterable[Instrument], *, replace: bool) -> None:
         for instrument in instruments:
             command = "HSET" if replace else "HSETNX"
-            await self._client.call(command, INSTRUMENTS, instrument.symbol, instrument.text())
+            await self._client.call(
+                "EVALSHA", WRITE_SHA, 1, INSTRUMENTS, command, instrument.symbol, instrument.text()
+            )
 
 
 class RedisArchive:

@@ -10,11 +10,15 @@ from typing import Any
 import msgspec
 
 from trading_bot.adapters.redis.connection import Client
+from trading_bot.adapters.redis.ledger import WRITE_SHA
 from trading_bot.errors import TradingError, Unavailable
 
 
 class RedisProbe:
-    """``ports.Probe``: writes a heartbeat, since a server that cannot write cannot admit."""
+    """``ports.Probe``: writes a heartbeat, since a server that cannot write cannot admit.
+
+    One whose memory is used up can write what orders end by: it refuses new ones by itself.
+    """
 
     def __init__(self, client: Client, key: str, value: str, prepare: Callable[[], Awaitable[None]]) -> None:
         """``prepare`` is called each time before Redis counts as usable again: it may be a fresh one."""
@@ -32,7 +36,7 @@ class RedisProbe:
         connections = 0
         while True:
             try:
-                await self._client.call("SET", self._key, self._value, "PX", 5000)
+                await self._client.call("EVALSHA", WRITE_SHA, 1, self._key, "SET", self._value, "PX", 5000)
                 if self._reason is not None or self._client.connections != connections:
                     connections = self._client.connections
                     await self._prepare()

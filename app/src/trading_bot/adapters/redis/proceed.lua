@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Let an order go that awaits the end of the one it replaces, for as much as that one has left unfilled.
 --
 -- KEYS  1 order  hash   2 awaited order  hash   3 account  hash   4 outbox  stream   5 audit  stream

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Give a lease back, if it is still the holder's.
 --
 -- KEYS  1 lease

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Note that an order is about to be sent once more, after the venue said that it does not have it and can
 -- no longer get it from an earlier sending.
 --

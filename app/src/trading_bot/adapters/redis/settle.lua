@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Apply what the venue says of one order: fills, each once, then its state.
 --
 -- KEYS

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Take one due order to work on. Whoever takes it holds it for a lease and gets a fence: a number that
 -- rises with each taking, by which the ledger tells the present holder from a former one.
 --
