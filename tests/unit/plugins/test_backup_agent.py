@@ -240,11 +240,11 @@ def test_a_disk_without_room_first_loses_old_backups_and_then_refuses_a_new_one(
     directory = Path(config["directory"])
     for hour in range(5):
         (directory / f"20260101T0{hour}0000Z-data1.tar").write_text("12345")
-    monkeypatch.setattr(backup_agent.shutil, "disk_usage", lambda _: SimpleNamespace(free=14))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=14))
     with pytest.raises(BackupError, match=r"no room for a backup in .*: 14 bytes are free, and it takes up to 15"):
         backup_agent.create(config)
     assert sorted(path.name for path in directory.iterdir()) == ["20260101T030000Z-data1.tar", "20260101T040000Z-data1.tar"]
-    monkeypatch.setattr(backup_agent.shutil, "disk_usage", lambda _: SimpleNamespace(free=15))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=15))
     assert backup_agent.create(config)["removed"] == ["20260101T030000Z-data1.tar"]
 
 
