@@ -515,6 +515,8 @@ def test_a_price_of_a_time_to_come_gives_way_to_the_next_one(world: World) -> No
             pass
         assert (await noted(6, await now()))[0] == "6"
         assert (await noted(7, await now() - hour))[0] == "6"
+        soon = await now() + 500
+        assert await noted(7, soon) == ["7", str(soon)]
         await world.client.call("HSET", "trading:marks", "AAA-USDT", f"8|{await now() + hour}")
         assert (await noted(9, await now()))[0] == "9"
 

@@ -182,6 +182,8 @@ def test_a_redis_whose_memory_is_used_up_takes_no_order_and_whatever_ends_one(
     assert app.call("POST", "/api/trading/halt", {"reason": "memory"})[0] == 200
     until(lambda: other.call("GET", "/api/status")[1]["mode"] == "halted", 5, "halted")
     assert app.call("POST", "/api/trading/resume", {"reason": "there is more"})[0] == 200
+    own_redis.cli("DEL", "trading:risk")
+    until(lambda: own_redis.cli("EXISTS", "trading:risk") == "1", 10, "somebody looked over the accounts")
     [beat, _] = own_redis.cli("KEYS", "trading:instance:*").splitlines()
     own_redis.cli("PEXPIRE", beat, "100000")
     until(lambda: int(own_redis.cli("PTTL", beat)) <= 5000, 5, "another heartbeat was written")

@@ -245,8 +245,8 @@ def create(config: Mapping[str, Any]) -> dict[str, Any]:
         raise BackupError("backup_age_recipients are set and age is not installed, so nothing was written: site.yml installs it")
     with _alone(directory), _making(directory) as folder:
         began = time.time()
-        # Before the new one is written: where the disk is full, this makes room.
-        removed = _remove_old(directory, config)
+        # The new one takes the place of the oldest, so that one goes first: on a full disk there is no other room.
+        removed = _remove_old(directory, {**config, "keep_hourly": max(int(config["keep_hourly"]) - 1, 1)})
         _check_room(directory, config["host"])
         parts: dict[str, tuple[Path, str]] = {}
         manifest: dict[str, Any] = {"schema": SCHEMA, "host": config["host"], "redis": None, "streams": {}, "files": []}

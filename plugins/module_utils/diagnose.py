@@ -468,11 +468,24 @@ class _Judge:
         if info.get("loading") not in ("0", ""):
             cause = "it was started and reads its data from disk"
             yield _finding("redis", "warning", host, "Redis is not ready yet", cause, "wait until it has read them")
-        failed = [name for name in ("aof_last_write_status", "rdb_last_bgsave_status") if info.get(name) not in ("ok", "", None)]
-        if failed:
-            cause = "its last write to disk failed, and it refuses writes until one works"
-            mend = f"ansible {host} -b -a 'df -h /var/lib/redis'; {_journal(host, 'redis-server')}"
-            yield _finding("redis", "critical", host, "Redis cannot write to disk", cause, mend, failed)
+        for severity, names, what, cause in (
+            (
+                "critical",
+                ("aof_last_write_status",),
+                "Redis cannot write to disk",
+                "its last write to disk failed, and it refuses writes until one works",
+            ),
+            (
+                "warning",
+                ("rdb_last_bgsave_status", "aof_last_bgrewrite_status"),
+                "Redis could not write a snapshot",
+                "no room on the disk, or no memory, for a copy; there is no new backup, and the append-only file grows",
+            ),
+        ):
+            failed = [name for name in names if info.get(name) not in ("ok", "", None)]
+            if failed:
+                mend = f"ansible {host} -b -a 'df -h /var/lib/redis'; {_journal(host, 'redis-server')}"
+                yield _finding("redis", severity, host, what, cause, mend, failed)
         used, most = int(info.get("used_memory") or 0), int(info.get("maxmemory") or 0)
         if most and used >= 0.9 * most:
             severity = "critical" if used >= most else "warning"

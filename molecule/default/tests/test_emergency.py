@@ -105,7 +105,7 @@ def test_trading_is_halted_and_resumed_with_what_is_left_of_the_fleet(fleet: Fle
 def test_a_host_that_can_write_nothing_holds_up_no_halt(fleet: Fleet) -> None:
     logs = "/var/lib/trading-bot"
     read_only = f"mount --bind {logs} {logs} && mount -o remount,bind,ro {logs}"
-    with broken(APPS[-1], read_only, f"umount {logs}"):
+    with broken(APPS[-1], read_only, f"umount --lazy {logs}"):
         done(fleet.play("halt.yml", "-e", "halt_reason=drill"), f"{APPS[-1]}: the line could not be written", "halted")
     assert modes(fleet) == {"halted"}
     done(fleet.play("halt.yml", "-e", "halt_action=resume", "-e", "halt_reason=drill"), "not halted")

@@ -28,6 +28,14 @@ def post(fleet: Fleet, body: dict[str, Any], token: str = "api_desk_token") -> r
     return requests.post(f"{fleet.url}/api/orders", json=body, headers=headers, timeout=10)
 
 
+def taken(fleet: Fleet) -> bool:
+    """Whether an order is taken now. A load balancer without an instance may just close the connection."""
+    try:
+        return post(fleet, order()).status_code == 201
+    except requests.RequestException:
+        return False
+
+
 async def submit(fleet: Fleet, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     client = await nats.connect(f"nats://{fleet.private['data1']}:4222", user="client", password=secret("nats_client"))
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import APPS, DATA, Fleet, on_host
 from test_configuration import CALM, SETTINGS
-from test_orders import order, post
+from test_orders import taken
 from test_paper_venue import within
 from test_rollouts import assert_nothing_lost
 
@@ -49,11 +49,13 @@ def upgrade(fleet: Fleet, what: str, **more: Any) -> None:
 
 def test_no_order_fails_while_docker_is_upgraded_on_every_app_host(fleet: Fleet) -> None:
     before = fleet.served()
+    install_older("app2", "docker.io")
     began = {host: since(host, "docker") for host in APPS}
     load = fleet.load(rate=CALM, count=1_000_000, name="upgrade-docker")
     upgrade(fleet, "docker", upgrade_restart=True)
     assert_nothing_lost(load)
     assert fleet.served() == before
+    assert installed("app2", "docker.io") != OLDER
     assert not [host for host in APPS if since(host, "docker") == began[host]]
 
 
@@ -63,14 +65,15 @@ def test_no_order_fails_while_every_hosts_packages_are_upgraded(fleet: Fleet) ->
     for host, package in (("app1", "logrotate"), ("lb1", "haproxy"), ("mon1", "logrotate")):
         install_older(host, package)
     began = {host: since(host, f"trading-bot@{before[1]}") for host in APPS}
-    serves_since = on_host("lb1", "pgrep --oldest haproxy")
+    master, worker = (on_host("lb1", f"pgrep --{which} haproxy") for which in ("oldest", "newest"))
     load = fleet.load(rate=CALM, count=1_000_000, name="upgrade-os")
     upgrade(fleet, "os", upgrade_reboot=False)
     assert_nothing_lost(load)
     assert fleet.served() == before
     assert OLDER not in (installed("app1", "logrotate"), installed("lb1", "haproxy"), installed("mon1", "logrotate"))
     assert since("app1", f"trading-bot@{before[1]}") != began["app1"]
-    assert on_host("lb1", "pgrep --oldest haproxy") == serves_since
+    assert on_host("lb1", "pgrep --oldest haproxy") == master
+    assert on_host("lb1", "pgrep --newest haproxy") != worker
     again = fleet.play("upgrade.yml", "-e", json.dumps({**SETTINGS, "upgrade_what": "os", "upgrade_reboot": False}))
     assert (again.code, set(again.changed.values())) == (0, {0}), again.output
 
@@ -83,7 +86,7 @@ def test_where_there_is_one_server_orders_are_refused_for_its_restart_and_none_i
     before = since(DATA, unit)
     load = fleet.load(rate=CALM, count=1_000_000, name=f"upgrade-{what}")
     upgrade(fleet, what)
-    within(20, lambda: post(fleet, order()).status_code == 201, "orders are taken again")
+    within(20, lambda: taken(fleet), "orders are taken again")
     summary = load.finish(now=True)
     assert set(summary["statuses"]) <= {"200", "201", *REFUSED}, summary
     verdict = load.judge()

@@ -243,9 +243,9 @@ def test_a_disk_without_room_first_loses_old_backups_and_then_refuses_a_new_one(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=14))
     with pytest.raises(BackupError, match=r"no room for a backup in .*: 14 bytes are free, and it takes up to 15"):
         backup_agent.create(config)
-    assert sorted(path.name for path in directory.iterdir()) == ["20260101T030000Z-data1.tar", "20260101T040000Z-data1.tar"]
+    assert sorted(path.name for path in directory.iterdir()) == ["20260101T040000Z-data1.tar"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=15))
-    assert backup_agent.create(config)["removed"] == ["20260101T030000Z-data1.tar"]
+    assert backup_agent.create(config)["removed"] == []
 
 
 def test_what_a_killed_run_has_left_is_removed_and_is_no_backup(config: dict[str, Any]) -> None:

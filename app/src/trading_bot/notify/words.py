@@ -57,6 +57,8 @@ TITLES_ZH: Mapping[str, str] = {
     "JetStreamUnhealthy": "NATS 或其数据流不健康",
     "JetStreamLagging": "NATS 数据流落后",
     "RedisMemoryHigh": "Redis 内存即将用尽",
+    "RedisMemoryUsedUp": "Redis 内存已用尽",
+    "RedisSnapshotFailed": "Redis 快照写入失败",
     "JetStreamStorageHigh": "NATS 存储即将用尽",
     "OutboxGrowing": "待发布事件堆积",
     "EventsLagging": "事件到达 NATS 过慢",

@@ -10,7 +10,7 @@ import msgspec
 
 from trading_bot.adapters.redis import ledger
 from trading_bot.adapters.redis.connection import Client, Pool
-from trading_bot.adapters.redis.ledger import RedisBook, RedisLedger, account_key, fields_of
+from trading_bot.adapters.redis.ledger import WRITE_SHA, RedisBook, RedisLedger, account_key, fields_of
 from trading_bot.domain.position import Account, account_from
 
 RISK = "trading:risk"
@@ -46,12 +46,12 @@ class RedisAccounts:
             if cursor == b"0":
                 break
         if not whole:
-            await self._client.call("SET", WHOLE, "1", "EX", 86400)
+            await self._client.call("EVALSHA", WRITE_SHA, 1, WHOLE, "SET", "1", "EX", 86400)
 
     async def remember(self, names: Sequence[str]) -> None:
         fresh = [name for name in names if name not in self._known]
         if fresh:
-            await self._client.call("SADD", NAMES, *fresh)
+            await self._client.call("EVALSHA", WRITE_SHA, 1, NAMES, "SADD", *fresh)
             self._known.update(fresh)
 
     async def read(self, names: Sequence[str]) -> list[tuple[str, Account]]:
@@ -65,7 +65,8 @@ class RedisAccounts:
         return await self._holder.lead("risk", seconds)
 
     async def note(self, summary: Mapping[str, Any], seconds: float) -> None:
-        await self._client.call("SET", RISK, msgspec.json.encode(summary), "PX", round(seconds * 1000))
+        data = msgspec.json.encode(summary)
+        await self._client.call("EVALSHA", WRITE_SHA, 1, RISK, "SET", data, "PX", round(seconds * 1000))
 
     async def noted(self) -> dict[str, Any]:
         data = await self._reads.call("GET", RISK)

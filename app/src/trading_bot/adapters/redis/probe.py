@@ -59,4 +59,5 @@ class RedisFeed:
         oldest = int(time.time() * 1000 - keep_seconds * 1000)
         history = f"{channel}:history"
         await self._client.call("PUBLISH", channel, data)
-        await self._client.call("XADD", history, "MINID", "~", oldest, "*", "json", data)
+        kept = ("XADD", "MINID", "~", oldest, "*", "json", data)
+        await self._client.call("EVALSHA", WRITE_SHA, 1, history, *kept)
