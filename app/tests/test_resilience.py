@@ -246,7 +246,7 @@ def test_a_drain_loses_no_request(
     tmp_path: Path, own_redis: Redis, own_nats: Nats, start_app: Callable[..., App]
 ) -> None:
     """Told to stop under load, an instance is not ready at once, serves on, flushes, and exits 0."""
-    app = start_app(own_redis.url, own_nats.url, TRADING_SERVER_DRAIN_NOTICE="1500ms")
+    app = start_app(own_redis.url, own_nats.url, TRADING_SERVER_DRAIN_NOTICE="6s")
     log = tmp_path / "load.log"
     shooting = load(
         app.config.parent, "--url", app.url, "--rate", "200", "--duration", "1.5", "--log", str(log)
