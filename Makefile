@@ -22,7 +22,7 @@ test: env tools engine image ## all set-up and every test
 	@tests/run.py lint unit molecule
 
 test-long: env engine image ## the fleet's tests that `make test` leaves out: every fault, bad version and operation
-	@PYTEST_ADDOPTS='-m long' tests/run.py molecule
+	@tests/run.py molecule --long
 
 lint: env tools ## ansible-lint, yamllint, ruff, mypy, import contract, shellcheck
 	@tests/run.py lint

@@ -212,7 +212,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", nargs="+", metavar="GROUP|STAGE")
-    wanted = parser.parse_args().what
+    parser.add_argument("--long", action="store_true", help="the tests that are marked long, instead of those that are not")
+    arguments = parser.parse_args()
+    wanted = arguments.what
     single = {stage.name: [stage] for stages in there_is.values() for stage in stages}
     # A scenario by its own name is all of it.
     for stage in there_is["molecule"]:
@@ -223,6 +225,8 @@ def main() -> int:
         return 2
 
     environment()
+    if arguments.long:
+        os.environ["PYTEST_ADDOPTS"] = "-m long"
     JUNIT.mkdir(parents=True, exist_ok=True, mode=0o700)
     total = Count()
     failed: list[str] = []
