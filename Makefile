@@ -21,7 +21,7 @@ logs: ## follow the logs of all hosts at once; LIMIT=app SINCE=10m INVENTORY=...
 test: env tools engine image ## all set-up and every test
 	@tests/run.py lint unit molecule
 
-test-long: env engine image ## the fleet's tests that `make test` leaves out: every fault, bad version and operation
+test-long: env tools engine image ## the fleet's tests that `make test` leaves out: every fault, bad version and operation
 	@tests/run.py molecule --long
 
 lint: env tools ## ansible-lint, yamllint, ruff, mypy, import contract, shellcheck
