@@ -7,8 +7,8 @@ log line per order; Redis writes its AOF (everysec). Beside it, on the same Redi
 handlers under the same server (uvicorn, uvloop, httptools) that parse nothing, check nothing and log nothing,
 written as one writes them (redis-py with its C parser, a pool of connections): one makes a single script
 call that writes a hash and counts, the other awaits a JetStream publish as well. The three take turns, round
-by round; a ratio is that of one round, and the median of the rounds counts. Then the app again with orders
-that arrive at half of its rate, however slow the answers are.
+by round; a ratio is that of one round, and the median of the rounds counts. Then the app again, for as many
+rounds, with orders that arrive at half of its rate, however slow the answers are; each round has its P99.
 
 What an order costs is printed too, in CPU time of every process that works for it: unlike the rates, it hardly
 changes when something else runs on the machine.
@@ -184,9 +184,10 @@ class _Timed(asyncio.Protocol):
         self._transport.close()
 
 
-async def arrive(port: int, rate: float, seconds: float) -> tuple[list[float], int]:
-    """Orders that are due at a fixed rate, however slow the answers are: latencies, and how many failed."""
-    shots, idle, latencies = Shots("open"), list[_Timed](), list[float]()
+async def arrive(port: int, rate: float, seconds: float, run: str) -> tuple[list[float], int]:
+    """Orders that are due at a fixed rate, however slow the answers are, from half a second after the server
+    accepted the connections: latencies, and how many failed."""
+    shots, idle, latencies = Shots(run), list[_Timed](), list[float]()
     loop = asyncio.get_running_loop()
 
     async def connect() -> None:
@@ -194,6 +195,7 @@ async def arrive(port: int, rate: float, seconds: float) -> tuple[list[float], i
 
     await asyncio.gather(*(connect() for _ in range(CONNECTIONS * 4)))
     lanes = list(idle)
+    await asyncio.sleep(0.5)
     began = time.perf_counter()
     sent, count = 0, int(rate * seconds)
     while sent < count:
@@ -271,9 +273,16 @@ def main() -> int:
             assert app.process is not None
             memory = resident(app.process.pid)
             half = median["app"] / 2
+            latencies: dict[float, list[float]] = {0.5: [], 0.99: []}
+            failed = 0
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                latencies, failed = runner.run(arrive(app.port, half, options.seconds))
-            p50, p99 = (latencies[int(len(latencies) * q)] * 1000 for q in (0.5, 0.99))
+                for turn in range(options.rounds):
+                    taken, unanswered = runner.run(arrive(app.port, half, options.seconds, f"open{turn}"))
+                    failed += unanswered
+                    for quantile, values in latencies.items():
+                        values.append(taken[int(len(taken) * quantile)] * 1000)
+                    until(lambda: redis.cli("XLEN", "trading:outbox") == "0", 60, "the outbox is empty")
+            p50, p99 = (statistics.median(values) for values in latencies.values())
             print(f"orders.app.rate {median['app']:.0f} orders/s")
             print(f"orders.bare-script.rate {median['script']:.0f} requests/s")
             print(f"orders.bare-publish.rate {median['publish']:.0f} requests/s")
@@ -281,7 +290,7 @@ def main() -> int:
                 parts = {name: statistics.median(cost[name] for cost in rounds) for name in rounds[0]}
                 shown = " ".join(f"{name} {value:.0f}" for name, value in parts.items())
                 print(f"orders.cpu.{kind} {sum(parts.values()):.0f} us of which {shown}")
-            print(f"orders.half.rate {half:.0f} orders/s p50 {p50:.2f} ms")
+            print(f"orders.half.rate {half:.0f} orders/s p50 {p50:.2f} ms, p99 of each round {[round(p99, 1) for p99 in latencies[0.99]]}")
             good = [
                 figure("orders.ratio-to-bare-script", ratio("script"), "x", 1.0),
                 figure("orders.ratio-to-bare-publish", ratio("publish"), "x", 2.0),

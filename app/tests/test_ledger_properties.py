@@ -229,7 +229,7 @@ async def play(world: World, data: bytes) -> None:
 
 async def verify(world: World) -> None:
     """What the audit tells is the ledger, and no order was accepted past a limit."""
-    archive = redis_ledger.RedisArchive(world.client, world.client, holder="verifier")
+    archive = redis_ledger.RedisArchive(world.client, holder="verifier")
     lines: list[dict[str, object]] = []
 
     def log(event: str, /, **fields: object) -> None:

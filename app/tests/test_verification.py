@@ -21,6 +21,7 @@ from trading_bot.domain.audit import Finding, OrderFields, Told, Working, limits
 from trading_bot.domain.instrument import Instrument
 from trading_bot.domain.limits import Limits
 from trading_bot.domain.order import Order, OrderType, Side, TimeInForce
+from trading_bot.errors import Unavailable
 from trading_bot.ports import Fill
 from trading_bot.service import verification
 from trading_bot.service.verification import LEASE_NAME, Progress, Verifier
@@ -60,7 +61,7 @@ class Desk:
         self.lines.append({"event": event, **fields})
 
     def another(self, holder: str) -> Verifier:
-        archive = RedisArchive(self.client, self.client, holder=holder)
+        archive = RedisArchive(self.client, holder=holder)
         return Verifier(archive, lambda: 1.0, {"version": "9", "slot": "green"}, self.log)
 
     def call(self, *command: str | int) -> Any:
@@ -158,10 +159,21 @@ CHECKS: dict[str, tuple[str, Callable[[Desk], Any]]] = {
 }
 
 
+def _dying(keep: Any) -> Any:
+    async def kept(
+        self: RedisArchive, what: str, accounts: Any, findings: Any, progress: bytes = b""
+    ) -> bool:
+        if progress:
+            raise Unavailable("redis", "connection lost")
+        return bool(await keep(self, what, accounts, findings))
+
+    return kept
+
+
 @pytest.mark.parametrize("rule", CHECKS)
-@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize(("lost", "dies"), [(False, False), (True, False), (True, True)])
 def test_an_order_that_a_version_accepts_past_a_limit_is_found(
-    monkeypatch: pytest.MonkeyPatch, redis: Redis, rule: str, lost: bool
+    monkeypatch: pytest.MonkeyPatch, redis: Redis, rule: str, lost: bool, dies: bool
 ) -> None:
     """And none is found of a version that has the check, on the same orders."""
     check, breach = CHECKS[rule]
@@ -175,6 +187,13 @@ def test_an_order_that_a_version_accepts_past_a_limit_is_found(
     with asyncio.Runner() as runner:
         desk = Desk(runner, redis)
         breach(desk)
+        if dies:
+            # Whoever found it is gone once the account is kept, before it kept how far it came.
+            with monkeypatch.context() as patch:
+                patch.setattr(RedisArchive, "keep", _dying(RedisArchive.keep))
+                with pytest.raises(Unavailable):
+                    desk.step()
+            first, desk.verifier = desk.verifier, desk.another("one")
         assert desk.step().differences == {}
         found = desk.told_in_audit("limit.passed")
         if lost:
@@ -189,7 +208,7 @@ def test_an_order_that_a_version_accepts_past_a_limit_is_found(
         desk.mark(170)
         desk.order("later", 1)
         assert desk.step().differences == {}
-        assert desk.verifier.limits_passed == int(lost)
+        assert (first if dies else desk.verifier).limits_passed == int(lost)
         assert len(desk.told_in_audit("limit.passed")) == int(lost)
         runner.run(desk.client.stop())
 
@@ -249,7 +268,7 @@ def test_a_pass_reads_only_what_has_happened_since(monkeypatch: pytest.MonkeyPat
     """Whichever instance makes it, and however much it has to catch up with."""
     monkeypatch.setattr(verification, "LINES", 7)
     monkeypatch.setattr(verification, "KEEP_AFTER", 20)
-    monkeypatch.setattr(verification, "PAUSE", 0)
+    monkeypatch.setattr(verification, "REST", 0)
     monkeypatch.setattr(verification, "ORDERS", 2)
     desk.hold(max_open_orders=1000)
     for n in range(30):
@@ -296,7 +315,7 @@ def test_the_audit_is_cut_only_as_far_as_it_was_verified(desk: Desk) -> None:
 
 def test_one_instance_at_a_time_verifies(monkeypatch: pytest.MonkeyPatch, desk: Desk) -> None:
     desk.order("a", 1)
-    archive = RedisArchive(desk.client, desk.client, holder="other")
+    archive = RedisArchive(desk.client, holder="other")
     assert desk.run(archive.lead(LEASE_NAME, 10))
     assert desk.step().verified_ms == 0
     assert desk.told_in_audit("ledger.difference") == []
@@ -323,7 +342,7 @@ def test_what_keeps_it_from_verifying_is_logged_once(desk: Desk) -> None:
 
     async def run() -> None:
         await desk.client.call("ACL", "SETUSER", "default", "-evalsha_ro")
-        verifier = Verifier(RedisArchive(desk.client, desk.client, holder="one"), lambda: 0.02, {}, desk.log)
+        verifier = Verifier(RedisArchive(desk.client, holder="one"), lambda: 0.02, {}, desk.log)
         task = asyncio.create_task(verifier.run())
         try:
             async with asyncio.timeout(5):

@@ -115,7 +115,9 @@ class Executor:
         self._feed = Client(endpoint, name=f"trading-bot:{identity.slot}:feed", deadline=5)
         # The two above and this are all the connections there are: redis.pool_size.
         size = settings.redis.pool_size - 2
-        self._reads = Pool(endpoint, name=f"trading-bot:{identity.slot}:read", size=size)
+        self._reads = Pool(
+            endpoint, name=f"trading-bot:{identity.slot}:read", scripts=redis.SCRIPTS, size=size
+        )
         holder = f"{name}/{os.getpid()}"
         self._outbox = redis.RedisOutbox(self._client, self._feed, holder=holder)
         self._probe = RedisProbe(self._client, f"trading:instance:{name}", identity.version, self._prepare)
@@ -295,7 +297,7 @@ class Executor:
             lambda: {f'token="{escape(name)}"': at for name, at in tokens.expiry().items()},
         )
         verifier = self._verifier = Verifier(
-            redis.RedisArchive(self._client, self._reads, holder=holder),
+            redis.RedisArchive(self._reads, holder=holder),
             lambda: self._settings.versioning.validation_interval,
             {"version": identity.version, "slot": identity.slot},
             log,

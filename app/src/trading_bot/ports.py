@@ -220,11 +220,14 @@ class Archive(Protocol):
     async def keep(
         self,
         what: str,
-        progress: bytes,
         accounts: Mapping[str, bytes],
         findings: Sequence[Mapping[str, str]],
+        progress: bytes = b"",
     ) -> bool:
-        """Keep all of it, with a line in the audit for each finding; False without the lease ``what``."""
+        """Keep all of it, with a line in the audit for each finding; False without the lease ``what``.
+
+        Without ``progress`` that stays as it was.
+        """
 
 
 class Venue(Protocol):

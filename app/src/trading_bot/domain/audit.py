@@ -32,6 +32,9 @@ _FLIGHT = (
     ("sn", "sell_notional"),
 )
 
+NOTHING = "0-0"
+"""Before the first line."""
+
 Expect = Callable[[str, object, object], bool]
 
 _ENDS = frozenset(f"order.{state.value}" for state in FINAL)
@@ -56,8 +59,11 @@ class Passed(msgspec.Struct, frozen=True):
     slot: str
 
 
-class Working(msgspec.Struct):
-    """An order that is not done. ``reference`` is None where an older version did not tell the price."""
+class Working(msgspec.Struct, gc=False):
+    """An order that is not done. ``reference`` is None where an older version did not tell the price.
+
+    There may be very many; without gc a collection, for which all orders wait, does not look at each.
+    """
 
     symbol: str
     side: Side
@@ -86,11 +92,12 @@ class OrderFields(msgspec.Struct, frozen=True):
 
 
 class Told(msgspec.Struct):
-    """An account as the audit tells it.
+    """An account as the audit tells it up to the line ``at``.
 
     ``orders`` are not done, ``ended`` are done and not compared yet, ``touched`` names the orders to compare.
     """
 
+    at: str = NOTHING
     accepted: int = 0
     positions: dict[str, Position] = {}
     flights: dict[str, Flight] = {}
@@ -322,6 +329,12 @@ class Told(msgspec.Struct):
                 expect(f"{id} in dispatch", order.in_dispatch, False),
             ]
         )
+
+
+def place(id: str) -> tuple[int, int]:
+    """The id of a stream's entry as it is ordered."""
+    ms, _, within = id.partition("-")
+    return int(ms or 0), int(within or 0)
 
 
 def _up(a: int, b: int) -> int:

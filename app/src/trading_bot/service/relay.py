@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 
+from trading_bot.domain.audit import place
 from trading_bot.errors import TradingError
 from trading_bot.ports import Event, Log, Outbox, Publisher
 
 BATCH = 64
 IDLE_SECONDS = 1.0
+LINGER_SECONDS = 0.01
+"""From one batch that was not full to the next, so that what comes in between shares the round trips."""
 
 
 class Relay:
@@ -55,6 +58,7 @@ class Relay:
             if published is None:
                 await asyncio.sleep(IDLE_SECONDS)
             elif published < BATCH:
+                await asyncio.sleep(LINGER_SECONDS)
                 await self._outbox.wait(IDLE_SECONDS)
 
     async def step(self) -> int | None:
@@ -76,7 +80,7 @@ class Relay:
         return len(events)
 
     def _hear(self, events: Sequence[Event]) -> bool:
-        fresh = [event for event in events if _number(event.id) > _number(self._last)]
+        fresh = [event for event in events if place(event.id) > place(self._last)]
         if fresh:
             self._last = fresh[-1].id
             self._heard(fresh)
@@ -89,9 +93,3 @@ class Relay:
                 await self._outbox.release()
                 return True
         return False
-
-
-def _number(id: str) -> tuple[int, int]:
-    """An id of the outbox as it is ordered."""
-    ms, _, within = id.partition("-")
-    return int(ms or 0), int(within or 0)

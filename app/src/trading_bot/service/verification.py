@@ -13,17 +13,19 @@ from collections.abc import Callable
 
 import msgspec
 
-from trading_bot.domain.audit import Finding, Passed, Told, limits_from
+from trading_bot.domain.audit import NOTHING, Finding, Passed, Told, limits_from, place
 from trading_bot.domain.limits import Limits
 from trading_bot.errors import TradingError
 from trading_bot.ports import Archive, Log, View
 
-NOTHING = "0-0"
 LEASE_NAME = "verify"
 LEASE = 10.0
 LINES = 250
-"""Lines of the audit between two looks at whoever has an order to decide."""
-PAUSE = 0.005
+"""Of the audit, at most, in one step."""
+TURN = 25
+"""Lines, or accounts, between two looks at whoever has an order to decide."""
+REST = 2
+"""How many times as long as a step took orders have the instance and the ledger to themselves after it."""
 ORDERS = 200
 """Orders of one account that are compared in one step of the ledger."""
 KEEP_AFTER = 20_000
@@ -75,7 +77,6 @@ class Verifier:
         self._limits: dict[str, Limits] = {}
         self._news: list[dict[str, str]] = []
         self._lines = 0
-        self._passed_now = 0
         self.known = Progress()
         """As last read, whoever verifies."""
         self.limits_passed = 0
@@ -113,7 +114,6 @@ class Verifier:
         self._told.clear()
         self._changed.clear()
         self._news.clear()
-        self._passed_now = 0
         await self._read()
         self._progress = self._copy(self.known)
         self._limits = {}
@@ -139,6 +139,7 @@ class Verifier:
 
     async def _catch_up(self) -> None:
         while True:
+            began = time.monotonic()
             lines = await self._archive.lines(self._progress.at, LINES)
             await self._take(lines)
             if len(lines) < LINES:
@@ -146,31 +147,50 @@ class Verifier:
             await self._renew()
             if self._lines >= KEEP_AFTER:
                 await self._keep()
-            await asyncio.sleep(PAUSE)
+            await self._rest(began)
+
+    async def _rest(self, began: float) -> None:
+        await asyncio.sleep(REST * (time.monotonic() - began))
 
     async def _renew(self) -> None:
         if not await self._archive.lead(LEASE_NAME, LEASE):
             raise _LeaseLost
 
     async def _keep(self) -> None:
-        accounts = {
-            account: msgspec.json.encode(self._told[account]) for account in self._changed & self._told.keys()
-        }
-        if not await self._archive.keep(
-            LEASE_NAME, msgspec.json.encode(self._progress), accounts, self._news
-        ):
-            raise _LeaseLost
-        self.known = self._copy(self._progress)
-        self.limits_passed += self._passed_now
+        """Keep what was computed, then how far it came.
+
+        Each account with the last line that it was told and what was found by it, so it does not matter
+        if only some of them are kept: whoever starts again from an earlier line passes over what is in them.
+        """
+        found: dict[str, list[dict[str, str]]] = {}
+        differences = []
         for news in self._news:
-            self._log(
-                "verify",
-                outcome=news["e"],
-                **{k: v for k, v in news.items() if k not in ("e", "version", "slot")},
+            if news["e"] == "limit.passed":
+                found.setdefault(news["account"], []).append(news)
+            else:
+                differences.append(news)
+        changed = list(self._changed & self._told.keys())
+        for first in range(0, len(changed), TURN):
+            part = changed[first : first + TURN]
+            await self._kept(
+                {account: msgspec.json.encode(self._told.pop(account)) for account in part},
+                [news for account in part for news in found.get(account, [])],
             )
+        await self._kept({}, differences, msgspec.json.encode(self._progress))
+        self._changed.clear()
+        self.known = self._copy(self._progress)
         self._news.clear()
-        self._passed_now = 0
         self._lines = 0
+
+    async def _kept(
+        self, accounts: dict[str, bytes], findings: list[dict[str, str]], progress: bytes = b""
+    ) -> None:
+        if not await self._archive.keep(LEASE_NAME, accounts, findings, progress):
+            raise _LeaseLost
+        for news in findings:
+            self.limits_passed += news["e"] == "limit.passed"
+            told = {key: word for key, word in news.items() if key not in ("e", "version", "slot")}
+            self._log("verify", outcome=news["e"], **told)
 
     async def _load(self, accounts: list[str]) -> None:
         missing = [account for account in accounts if account not in self._told]
@@ -183,7 +203,9 @@ class Verifier:
         if any(line.get("limits", "") not in self._limits for _, line in lines if "limits" in line):
             every = await self._archive.limits()
             self._limits = {name: known for name, text in every.items() if (known := limits_from(text))}
-        for id, line in lines:
+        for number, (id, line) in enumerate(lines, 1):
+            if number % TURN == 0:
+                await asyncio.sleep(0)
             self._progress.at = id
             account = line.get("account", "")
             if not line["e"].startswith("order.") or line["e"] == "order.refused":
@@ -193,12 +215,14 @@ class Verifier:
             trusted = account not in self._progress.differences
             self._changed.add(account)
             self._progress.pending.add(account)
-            for passed in self._told[account].read(line, self._limits, trusted):
-                self._tell_passed(account, passed)
+            told = self._told[account]
+            if place(told.at) < place(id):
+                told.at = id
+                for passed in told.read(line, self._limits, trusted):
+                    self._tell_passed(account, passed)
         self._lines += len(lines)
 
     def _tell_passed(self, account: str, passed: Passed) -> None:
-        self._passed_now += 1
         self._news.append(
             {
                 "e": "limit.passed",
@@ -216,19 +240,19 @@ class Verifier:
         told = self._told[account]
         found: list[Finding] | None = None
         for _ in range(ROUNDS):
+            began = time.monotonic()
             ids = sorted(told.touched)[:ORDERS]
             view = await self._archive.inspect(account, ids, self._progress.at, LINES)
             await self._take(view.lines)
             await self._renew()
-            if not view.whole:
-                continue
-            found = told.compare(view.fields, view.orders)
-            await asyncio.sleep(0)
-            if not told.touched:
-                self._progress.pending.discard(account)
-            if not told.touched or found:
+            if view.whole:
+                found = told.compare(view.fields, view.orders)
+            await self._rest(began)
+            if view.whole and (found or not told.touched):
                 break
         if found is not None:
+            if not told.touched:
+                self._progress.pending.discard(account)
             self._note(account, found)
 
     def _compare_fills(self, view: View) -> None:

@@ -273,17 +273,20 @@ class Client:
 
 
 class Pool:
-    """Connections for reading, so that a long answer is not in front of an order. One at first, and one more
-    whenever all wait for an answer, up to ``size``."""
+    """Connections beside that of the orders, so that nothing long is in front of an order. One at first, and
+    one more whenever all wait for an answer, up to ``size``."""
 
-    def __init__(self, endpoint: Callable[[], Endpoint], *, name: str, size: int) -> None:
+    def __init__(
+        self, endpoint: Callable[[], Endpoint], *, name: str, scripts: Sequence[str] = (), size: int
+    ) -> None:
         self._endpoint = endpoint
         self._name = name
+        self._scripts = scripts
         self._size = size
         self._waiting: dict[Client, int] = {}
 
     def start(self) -> None:
-        client = Client(self._endpoint, name=self._name)
+        client = Client(self._endpoint, name=self._name, scripts=self._scripts)
         self._waiting[client] = 0
         client.start()
 

@@ -475,11 +475,10 @@ class RedisBook:
 
 
 class RedisArchive:
-    """``ports.Archive``. ``reads`` is a connection of its own, so that no order waits behind an answer."""
+    """``ports.Archive``. ``client`` is not that of the orders: what is read and kept here is long."""
 
-    def __init__(self, client: Client, reads: Client | Pool, *, holder: str) -> None:
+    def __init__(self, client: Client | Pool, *, holder: str) -> None:
         self._client = client
-        self._reads = reads
         self._holder = holder
 
     async def lead(self, what: str, lease: float) -> bool:
@@ -490,7 +489,7 @@ class RedisArchive:
         await self._client.call("EVALSHA", _RELEASE, 1, f"trading:lease:{what}", self._holder)
 
     async def lines(self, after: str, count: int) -> list[tuple[str, dict[str, str]]]:
-        return _lines(await self._reads.call("XRANGE", AUDIT, f"({after}", "+", "COUNT", count))
+        return _lines(await self._client.call("XRANGE", AUDIT, f"({after}", "+", "COUNT", count))
 
     async def inspect(self, account: str, orders: Sequence[str], after: str, count: int) -> View:
         lines, fields, fills, found = await self._client.call(
@@ -518,27 +517,27 @@ class RedisArchive:
     async def begins(self) -> bool:
         if not await self.lines("0-0", 1):
             return True
-        flat = await self._reads.call("XINFO", "STREAM", AUDIT)
+        flat = await self._client.call("XINFO", "STREAM", AUDIT)
         about = dict(zip(flat[::2], flat[1::2], strict=True))
         return bool(about[b"entries-added"] == about[b"length"])
 
     async def limits(self) -> dict[str, str]:
-        return fields_of(await self._reads.call("HGETALL", LIMITS))
+        return fields_of(await self._client.call("HGETALL", LIMITS))
 
     async def progress(self) -> bytes | None:
-        reply: bytes | None = await self._reads.call("GET", VERIFIED_PROGRESS)
+        reply: bytes | None = await self._client.call("GET", VERIFIED_PROGRESS)
         return reply
 
     async def told(self, accounts: Sequence[str]) -> list[bytes | None]:
-        reply: list[bytes | None] = await self._reads.call("HMGET", VERIFIED, *accounts)
+        reply: list[bytes | None] = await self._client.call("HMGET", VERIFIED, *accounts)
         return reply
 
     async def keep(
         self,
         what: str,
-        progress: bytes,
         accounts: Mapping[str, bytes],
         findings: Sequence[Mapping[str, str]],
+        progress: bytes = b"",
     ) -> bool:
         flat: list[str | int | bytes] = [len(accounts)]
         for account, text in accounts.items():
