@@ -8,7 +8,8 @@ handlers under the same server (uvicorn, uvloop, httptools) that parse nothing, 
 written as one writes them (redis-py with its C parser, a pool of connections): one makes a single script
 call that writes a hash and counts, the other awaits a JetStream publish as well. The three take turns, round
 by round; a ratio is that of one round, and the median of the rounds counts. Then the app again, for as many
-rounds, with orders that arrive at half of its rate, however slow the answers are; each round has its P99.
+rounds, with orders that arrive at half of its rate, however slow the answers are; each round has its P99. It
+begins once the background work of the rounds before is done.
 
 What an order costs is printed too, in CPU time of every process that works for it: unlike the rates, it hardly
 changes when something else runs on the machine.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import statistics
 import sys
@@ -224,6 +226,14 @@ def resident(pid: int) -> float:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def verified(redis: Redis) -> bool:
+    """Whether the verification has read all of the audit, so that none of its work is left from earlier rounds."""
+    progress = redis.cli("GET", "trading:verified:progress")
+    return bool(progress) and redis.cli("XREVRANGE", "trading:audit", "+", "-", "COUNT", "1").startswith(
+        json.loads(progress)["at"]
+    )
+
+
 def figure(name: str, value: float, unit: str, goal: float, *, most: bool = False) -> bool:
     good = value <= goal if most else value >= goal
     print(f"{name} {value:.2f} {unit} goal {goal:g} {'ok' if good else 'short'}", flush=True)
@@ -265,6 +275,7 @@ def main() -> int:
                         rates[kind].append(rate)
                         costs[kind].append(cost)
                         until(lambda: redis.cli("XLEN", "trading:outbox") == "0", 60, "the outbox is empty")
+            until(lambda: verified(redis), 120, "the ledger is verified as far as it goes")
             median = {kind: statistics.median(values) for kind, values in rates.items()}
 
             def ratio(bare: str) -> float:
@@ -290,7 +301,8 @@ def main() -> int:
                 parts = {name: statistics.median(cost[name] for cost in rounds) for name in rounds[0]}
                 shown = " ".join(f"{name} {value:.0f}" for name, value in parts.items())
                 print(f"orders.cpu.{kind} {sum(parts.values()):.0f} us of which {shown}")
-            print(f"orders.half.rate {half:.0f} orders/s p50 {p50:.2f} ms, p99 of each round {[round(p99, 1) for p99 in latencies[0.99]]}")
+            each = ", ".join(f"{of_round:.1f}" for of_round in latencies[0.99])
+            print(f"orders.half.rate {half:.0f} orders/s p50 {p50:.2f} ms, p99 of each round {each} ms")
             good = [
                 figure("orders.ratio-to-bare-script", ratio("script"), "x", 1.0),
                 figure("orders.ratio-to-bare-publish", ratio("publish"), "x", 2.0),
