@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import nats as nats_client
+import pytest
 
 from test_venue import venue_section
 from trading_bot import config
+from trading_bot.errors import ConfigError
 
 from servers import App, Nats, PaperVenue, Redis, free_port, order, until
 
@@ -194,6 +196,28 @@ def test_streams_are_made_with_so_many_copies(
 
     start_app(own_redis.url, own_nats.url, slot="green")
     assert asyncio.run(copies()) == 1
+
+
+@proves("nats.events_retention")
+def test_events_are_kept_so_long(own_redis: Redis, own_nats: Nats, start_app: Callable[..., App]) -> None:
+    """A stream that is there is changed, and keeps what it has and all else that it is."""
+
+    async def stream() -> tuple[Any, int]:
+        client = await nats_client.connect(own_nats.url)
+        info = await client.jetstream().stream_info("TRADING_EVENTS")
+        await client.close()
+        return info.config, info.state.messages
+
+    first = start_app(own_redis.url, own_nats.url)
+    assert submit(first, "a", "alice")["code"] == 201
+    until(lambda: own_redis.cli("XLEN", "trading:outbox") == "0", 10, "the outbox is empty")
+    before, messages = asyncio.run(stream())
+    assert before.max_age == 30 * 86400
+    start_app(own_redis.url, own_nats.url, slot="green", TRADING_NATS_EVENTS_RETENTION="1h")
+    assert asyncio.run(stream()) == (before.evolve(max_age=3600), messages)
+    # Two minutes are what a repeated event is known for.
+    with pytest.raises(ConfigError, match="0s or a duration from 2m to 3650d"):
+        config.load("config.example.yaml", {"TRADING_NATS_EVENTS_RETENTION": "1m"})
 
 
 @proves("risk.max_drawdown", "risk.max_order_notional", "risk.max_open_orders")

@@ -167,6 +167,7 @@ class Executor:
                 reconnect_wait=settings.nats.reconnect_wait,
                 max_reconnects=settings.nats.max_reconnects,
                 replicas=settings.nats.stream_replicas,
+                retention=settings.nats.events_retention,
             ),
             on_begin=self._on_begin,
             on_traffic=self._on_traffic,

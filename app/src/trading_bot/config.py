@@ -41,11 +41,13 @@ def duration(text: str) -> float:
     return float(match.group(1)) * _UNIT_SECONDS[match.group(2)]
 
 
-def _duration_within(low: str, high: str) -> Parse:
+def _duration_within(low: str, high: str, *, zero: bool = False) -> Parse:
+    """``zero``: 0s is allowed, too."""
+
     def parse(text: str) -> float:
         value = duration(text)
-        if not duration(low) <= value <= duration(high):
-            raise _Wrong(f"a duration from {low} to {high}")
+        if not (duration(low) <= value <= duration(high) or (zero and value == 0)):
+            raise _Wrong(f"{'0s or ' if zero else ''}a duration from {low} to {high}")
         return value
 
     return parse
@@ -178,6 +180,8 @@ KEYS: dict[str, dict[str, Key]] = {
         "user": Key(_optional_text, ""),
         "password_file": Key(_optional_text, ""),
         "stream_replicas": Key(_integer(1, 5), "1"),
+        # Not shorter than the time in which the stream knows a repeated event.
+        "events_retention": Key(_duration_within("2m", "3650d", zero=True), "30d"),
     },
     "risk": {
         "max_position_size": Key(_amount("0.00000001"), "100000.0"),
@@ -254,6 +258,7 @@ class Nats:
     user: str
     password_file: str
     stream_replicas: int
+    events_retention: float
 
 
 @dataclass(frozen=True)

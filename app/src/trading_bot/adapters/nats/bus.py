@@ -53,6 +53,8 @@ class Settings:
     reconnect_wait: float
     max_reconnects: int
     replicas: int
+    retention: float
+    """Seconds; 0 is for ever."""
 
 
 class _Ack(msgspec.Struct):
@@ -327,7 +329,7 @@ class Bus:
         assert nc is not None
         assert js is not None
         self._subscribed = False
-        await _ensure_stream(js, self._settings.replicas)
+        await _ensure_stream(js, self._settings.replicas, self._settings.retention)
         await _ensure_bucket(js, self._settings.replicas)
         traffic = await self._read_traffic()
         if not self._begun:
@@ -411,9 +413,11 @@ class Bus:
                 await nc.close()
 
 
-async def _ensure_stream(js: JetStreamContext, replicas: int) -> None:
+async def _ensure_stream(js: JetStreamContext, replicas: int, retention: float) -> None:
     try:
-        await js.stream_info(STREAM)
+        there_is = (await js.stream_info(STREAM)).config
+        if there_is.max_age != retention:
+            await js.update_stream(there_is.evolve(max_age=retention))
     except NotFoundError:
         await js.add_stream(
             StreamConfig(
@@ -423,6 +427,7 @@ async def _ensure_stream(js: JetStreamContext, replicas: int) -> None:
                 retention=RetentionPolicy.LIMITS,
                 discard=DiscardPolicy.OLD,
                 duplicate_window=DUPLICATE_WINDOW,
+                max_age=retention,
                 num_replicas=replicas,
             )
         )
