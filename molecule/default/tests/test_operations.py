@@ -131,6 +131,9 @@ def test_the_load_balancers_refuse_to_go_below_the_minimum_of_healthy_hosts(flee
     (home / "group_vars").symlink_to((SCENARIO / "inventory" / "group_vars").resolve())
     with undisturbed(fleet, "below-minimum"):
         assert_refused(fleet.play("update-lb.yml", inventories=(home,)), "app2", "must go on serving")
+    begin, end = operations("lb1", 2)
+    assert (begin["operation"], begin["event"]) == ("update-lb", "begin")
+    assert (end["id"], end["event"], end["result"]) == (begin["id"], "end", "failed")
     balancer = fleet.status()["load_balancers"]["lb1"]["servers"]
     assert {server["admin"] for servers in balancer.values() for server in servers.values()} == {"ready"}
 
