@@ -92,6 +92,24 @@ def test_each_slot_answers_only_its_accounts(
     with_client(own_nats, work)
 
 
+def test_a_former_release_left_running_in_the_slot_takes_no_order(
+    redis: Redis, own_nats: Nats, start_app: Callable[..., App]
+) -> None:
+    """As on a host that was taken out of the fleet and not switched off: its share must not go unanswered."""
+    start_app(redis.url, own_nats.url, slot="blue", TRADING_RELEASE_ID="r2")
+    start_app(redis.url, own_nats.url, slot="blue", TRADING_RELEASE_ID="r1")
+
+    async def work(client: Client) -> None:
+        bucket = await client.jetstream().key_value("release")
+        traffic = Traffic("blue", "green", "salt", 0, {"blue": "r2"})
+        await bucket.put("traffic", msgspec.json.encode(traffic))
+        await asyncio.sleep(1.3)  # as above
+        for n in range(30):
+            assert (await submit(client, f"left-{uuid.uuid4().hex[:8]}", order(f"a{n}")))[0] == 201
+
+    with_client(own_nats, work)
+
+
 def test_the_status_shows_the_map_in_force_whatever_a_later_version_adds_to_it(
     redis: Redis, own_nats: Nats, start_app: Callable[..., App]
 ) -> None:
@@ -131,7 +149,7 @@ def test_a_connection_that_ended_without_a_word_is_made_anew(nats: Nats) -> None
     async def work() -> None:
         changes: asyncio.Queue[str | None] = asyncio.Queue()
         bus = Bus(
-            Settings([nats.url], "test", "blue", "r1", "", str, 0.05, -1, 1),
+            Settings([nats.url], "test", "blue", "r1", "", str, 0.05, -1, 1, 0),
             on_begin=lambda _: None, on_traffic=lambda _: None, on_request=lambda _: asyncio.sleep(0),
             on_tick=lambda *_: None, on_control=lambda: None, on_copy=lambda _: None,
             on_change=changes.put_nowait,

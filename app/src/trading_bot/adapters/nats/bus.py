@@ -160,7 +160,9 @@ class Bus:
         async with self._subscribing:
             nc = self._nc
             if self._open and self._begun and not self._subscribed and nc is not None and nc.is_connected:
-                await nc.subscribe(SUBMIT + "*", queue=self._settings.slot, cb=self._on_request)
+                # A former release that was left running in the slot is silent, and must not be chosen.
+                queue = f"{self._settings.slot}.{self._settings.release}"
+                await nc.subscribe(SUBMIT + "*", queue=queue, cb=self._on_request)
                 await nc.flush(timeout=2)
                 self._subscribed = True
 
