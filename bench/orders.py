@@ -229,9 +229,8 @@ def resident(pid: int) -> float:
 def verified(redis: Redis) -> bool:
     """Whether the verification has read all of the audit, so that none of its work is left from earlier rounds."""
     progress = redis.cli("GET", "trading:verified:progress")
-    return bool(progress) and redis.cli("XREVRANGE", "trading:audit", "+", "-", "COUNT", "1").startswith(
-        json.loads(progress)["at"]
-    )
+    last = redis.cli("XREVRANGE", "trading:audit", "+", "-", "COUNT", "1").partition("\n")[0]
+    return bool(progress) and json.loads(progress)["at"] == last
 
 
 def figure(name: str, value: float, unit: str, goal: float, *, most: bool = False) -> bool:
