@@ -53,6 +53,11 @@ class Bus:
         }
         (self.place / "nats.conf").write_text(render("nats", "nats-server.conf.j2", **(values | inputs)))
 
+    def figures(self, page: str) -> dict[str, Any]:
+        """A page of the server's monitoring."""
+        with urllib.request.urlopen(f"http://{self.address}:{self.monitor}/{page}", timeout=5) as answer:
+            return dict(json.load(answer))
+
     def check(self) -> subprocess.CompletedProcess[str]:
         """Check it as the role does before it lands."""
         command = [program("nats-server"), "-t", "-c", str(self.place / "nats.conf")]
@@ -320,15 +325,23 @@ def test_three_servers_form_a_cluster_that_keeps_a_stream_thrice(tmp_path: Path)
             server.stop()
 
 
+def test_majority_that_chooses_the_first_leader_is_counted_of_all_servers(tmp_path: Path) -> None:
+    """Two of four are none: else each half could choose one of its own, and both would lead."""
+    ports = free_ports(3)
+    hosts = [{"name": f"data{number}", "address": f"127.0.0.{number}"} for number in range(1, 5)]
+    first = Bus(tmp_path / "data1", hosts, 0, ports)
+    try:
+        first.start()
+        assert first.figures("jsz")["meta_cluster"]["cluster_size"] == 4
+    finally:
+        first.stop()
+
+
 def test_cluster_grows_by_a_reload_and_a_server_that_was_replaced_has_its_streams_again(tmp_path: Path) -> None:
     program("nats-server")
     ports = free_ports(3)
     hosts = [{"name": f"data{number}", "address": f"127.0.0.{number}"} for number in range(1, 6)]
     servers = [Bus(tmp_path / host["name"], hosts[:3], number, ports) for number, host in enumerate(hosts[:3])]
-
-    def figures(server: Bus, page: str) -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://{server.address}:{server.monitor}/{page}", timeout=5) as answer:
-            return dict(json.load(answer))
 
     async def publish() -> None:
         app = await servers[0].connect("trading_bot")
@@ -347,12 +360,12 @@ def test_cluster_grows_by_a_reload_and_a_server_that_was_replaced_has_its_stream
         for server in servers:
             server.start()
         run(publish())
-        began = figures(servers[0], "varz")["start"]
+        began = servers[0].figures("varz")["start"]
 
         servers[2].stop()
         shutil.rmtree(servers[2].place / "store")
         servers[2].start()
-        wait(lambda: figures(servers[2], "jsz")["messages"] == 10, "the replaced server has copied the stream")
+        wait(lambda: servers[2].figures("jsz")["messages"] == 10, "the replaced server has copied the stream")
 
         servers += [Bus(tmp_path / host["name"], hosts, number, ports) for number, host in enumerate(hosts) if number > 2]
         for server in servers[3:]:
@@ -362,9 +375,9 @@ def test_cluster_grows_by_a_reload_and_a_server_that_was_replaced_has_its_stream
             server.configure()
             server.reload()
         wait(
-            lambda: {figures(server, "jsz")["meta_cluster"]["cluster_size"] for server in servers} == {5}, "all five know of five"
+            lambda: {server.figures("jsz")["meta_cluster"]["cluster_size"] for server in servers} == {5}, "all five know of five"
         )
-        assert figures(servers[0], "varz")["start"] == began, "no server was restarted for it"
+        assert servers[0].figures("varz")["start"] == began, "no server was restarted for it"
     finally:
         for server in servers:
             server.stop()

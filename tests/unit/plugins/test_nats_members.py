@@ -51,7 +51,6 @@ class Servers:
         for name in names:
             self.addresses.setdefault(name, f"127.0.0.{len(self.addresses) + 2}")
         for name in names:
-            others = [address for other, address in self.addresses.items() if other != name]
             text = CONFIG.format(
                 name=name,
                 address=self.addresses[name],
@@ -59,7 +58,7 @@ class Servers:
                 monitor=self.monitor,
                 cluster=self.cluster,
                 store=self.place / name,
-                routes=", ".join(f'"nats-route://{address}:{self.cluster}"' for address in others),
+                routes=", ".join(f'"nats-route://{address}:{self.cluster}"' for address in self.addresses.values()),
             )
             (self.place / f"{name}.conf").write_text(text)
             self.run(name)
@@ -119,7 +118,12 @@ class Servers:
         return len(self.members())
 
     def app(self) -> Connection:
-        return connect([self.address], "app", "app-secret", timeout=10)
+        """A connection to the leader of the cluster.
+
+        What another server passes on to the leader can reach the new stream's server before the word does of who waits for the
+        answer; then it is lost. Word and order of the leader itself go one way, and so one after the other.
+        """
+        return connect([f"{self.addresses[self.leader()]}:{self.port}"], "app", "app-secret", timeout=10)
 
     @property
     def address(self) -> str:
