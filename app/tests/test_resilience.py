@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +142,75 @@ def test_orders_are_503_while_a_dependency_is_away_and_resume_by_themselves(
     until(app.ready, 10, "ready again")
     assert app.call("POST", "/api/orders", order("before"))[0] == 200
     assert app.call("POST", "/api/orders", order("during"))[0] == 201
+
+
+@pytest.mark.parametrize("victim", ["redis", "nats"])
+def test_in_maintenance_requests_wait_for_what_is_restarted_and_none_fails(
+    victim: str, own_redis: Redis, own_nats: Nats, start_app: Callable[..., App]
+) -> None:
+    app = start_app(own_redis.url, own_nats.url, TRADING_RISK_MAX_ORDERS_PER_SECOND="0")
+    server: Server = {"redis": own_redis, "nats": own_nats}[victim]
+    assert app.call("POST", "/api/maintenance", {"seconds": 30, "reason": "upgrade"})[1] == {
+        "maintenance": True
+    }
+    assert app.call("GET", "/api/status")[1]["maintenance"]
+    over = threading.Event()
+    statuses: Counter[int] = Counter()
+    slowest = [0.0]
+
+    def trade(account: str) -> None:
+        for n in itertools.count():
+            for method, path, body in (
+                ("POST", "/api/orders", order(f"m{n}")),
+                ("GET", f"/api/orders/m{n}", None),
+                ("GET", "/api/orders?limit=1", None),
+                ("GET", "/api/account", None),
+                ("DELETE", f"/api/orders/m{n}", None),
+                ("GET", "/health/ready", None),
+            ):
+                began = time.monotonic()
+                statuses[app.call(method, path, body, account=account)[0]] += 1
+                slowest[0] = max(slowest[0], time.monotonic() - began)
+            if over.is_set():
+                return
+
+    with ThreadPoolExecutor() as pool:
+        traders = [pool.submit(trade, f"acc-{n}") for n in range(4)]
+        try:
+            for _ in range(3):
+                time.sleep(0.5)
+                server.signal(signal.SIGTERM)
+                server.wait()
+                time.sleep(0.7)
+                server.start()
+        finally:
+            time.sleep(0.5)
+            over.set()
+        for trader in traders:
+            trader.result()
+    assert set(statuses) <= {200, 201, 202}, statuses
+    assert slowest[0] > 0.5, "some had to wait"
+    assert app.call("POST", "/api/maintenance", {"seconds": 0})[1] == {"maintenance": False}
+    assert verified(own_redis)["ok"]
+
+
+def test_maintenance_is_no_patience_without_end(
+    own_redis: Redis, nats: Nats, start_app: Callable[..., App]
+) -> None:
+    app = start_app(own_redis.url, nats.url)
+    for seconds in (-1, 61):
+        status, answer, _ = app.call("POST", "/api/maintenance", {"seconds": seconds})
+        assert (status, answer["errors"]) == (400, {"seconds": "a whole number from 0 to 60"})
+    assert app.call("POST", "/api/maintenance", {"seconds": 8})[0] == 200
+    own_redis.kill()
+    began = time.monotonic()
+    status, answer, headers = app.call("POST", "/api/orders", order("a"))
+    assert (status, answer["dependency"], headers["retry-after"]) == (503, "redis", "1")
+    assert 3.5 < time.monotonic() - began < 5, "below the load balancers' patience"
+    assert app.ready(), "orders still are to come here"
+    until(lambda: not app.ready(), 8, "maintenance is over")
+    assert app.call("GET", "/health/ready")[1]["reasons"].keys() == {"redis"}
+    assert quickest(lambda: app.call("POST", "/api/orders", order("a"))) < 1
 
 
 def test_a_redis_that_hangs_is_503_in_under_a_second(

@@ -73,8 +73,8 @@ EXAMPLES = r"""
 RETURN = r"""
 instances:
   description: >-
-    By slot: answers, ledger (whether it reaches Redis), halted, degraded, features, hotfixes, draining, release_id; or code and
-    error.
+    By slot: answers, ledger (whether it reaches Redis), halted, degraded, maintenance, features, hotfixes, draining, release_id;
+    or code and error.
   type: dict
   returned: without I(path)
 answer: {description: What the instance that was told says, type: dict, returned: with I(path)}
@@ -122,6 +122,7 @@ class Slots:
             "ledger": ledger,
             "halted": status["mode"] == "halted" if ledger else None,
             "degraded": degraded[0] if ledger else None,
+            "maintenance": bool(status.get("maintenance")),
             "features": status.get("features") or {},
             "hotfixes": status.get("hotfixes") or [],
             "draining": bool(status.get("draining")),

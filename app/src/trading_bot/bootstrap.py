@@ -233,7 +233,9 @@ class Executor:
             ready["venue"] = self._dispatcher
         elif settings.venue.adapter == "none":
             ready["venue"] = intake["venue"] = NoVenue()
-        self._desk = OrderDesk(ledger, needs, metrics.order, log, nudge, self._mirror, intake)
+        self._desk = OrderDesk(
+            ledger, needs, metrics.order, log, nudge, self._mirror, intake, self._switches.maintenance
+        )
         self._desk.on_conflict = self._alerts.conflict
         self.instance = Instance(identity, settings.sha256, ready, self._switches, lambda: gate.current)
         prefix = f"{identity.instance}-{identity.slot}-{self.instance.started_ms:x}"

@@ -382,6 +382,9 @@ class Controls(Protocol):
     async def features(self) -> dict[str, bool]:
         """Every feature of this version, and whether it is on."""
 
+    def maintenance(self) -> bool:
+        """Whether orders wait for Redis and NATS just now, because they are restarted on purpose."""
+
     def shown(self) -> list[dict[str, Any]]:
         """The hotfixes in force."""
 

@@ -76,6 +76,11 @@ class ResumeBody(msgspec.Struct, forbid_unknown_fields=True):
     account: str | None = None
 
 
+class MaintenanceBody(msgspec.Struct, forbid_unknown_fields=True):
+    seconds: int
+    reason: str = ""
+
+
 class FeaturesBody(msgspec.Struct, forbid_unknown_fields=True):
     features: list[str] | None = None
     reason: str = ""
@@ -136,6 +141,7 @@ class HttpApi:
             ("POST", "/api/trading/resume"): self._resume,
             ("POST", "/api/degradation/enable"): self._degrade,
             ("POST", "/api/degradation/disable"): self._undegrade,
+            ("POST", "/api/maintenance"): self._maintain,
             ("POST", "/api/features/enable"): self._enable,
             ("POST", "/api/features/disable"): self._disable,
             ("POST", "/api/hotfix/apply"): self._apply_hotfix,
@@ -259,7 +265,7 @@ class HttpApi:
             self._need_feature("order_stream")
             if request.last_event and not re.fullmatch("[0-9]{1,15}", request.last_event):
                 raise Malformed({"Last-Event-ID": "the id of an event of this stream"})
-            self._desk.check()
+            await self._desk.settled()
             if self._streams.closing.is_set():
                 raise Unavailable("instance", "draining")
             with self._streams.place(account) as follow:
@@ -391,6 +397,11 @@ class HttpApi:
         who, body = self._operator(request), _read(request, Reason)
         await self._switches.degrade(False, who, body.reason, request.id)
         return await self._mode()
+
+    async def _maintain(self, request: Request) -> Answer:
+        who, body = self._operator(request), _read(request, MaintenanceBody)
+        await self._switches.maintain(body.seconds, who, body.reason, request.id)
+        return Answer(200, _encode({"maintenance": self._switches.maintenance()}))
 
     async def _mode(self) -> Answer:
         return Answer(200, _encode({"mode": await self._switches.mode()}))

@@ -7,6 +7,7 @@ from typing import Any
 
 from trading_bot.domain.features import REGISTRY
 from trading_bot.domain.lifecycle import State
+from trading_bot.service.switches import LONGEST_MAINTENANCE
 
 Schema = dict[str, Any]
 
@@ -168,6 +169,7 @@ SCHEMAS: dict[str, Schema] = {
             "image": _TEXT,
             "config_hash": _TEXT,
             "mode": {"enum": ["normal", "reduce_only", "halted", "unknown"]},
+            "maintenance": {"type": "boolean"},
             "features": {"type": "object", "additionalProperties": {"type": "boolean"}},
             "hotfixes": {"type": "array", "items": _ref("Hotfix")},
             "traffic": {"oneOf": [_ref("Traffic"), {"type": "null"}]},
@@ -225,6 +227,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Hotfixes": _object({"hotfixes": {"type": "array", "items": _ref("Hotfix")}}),
     "Mode": _object({"mode": {"enum": ["normal", "reduce_only", "halted", "unknown"]}}),
+    "Maintenance": _object({"maintenance": {"type": "boolean"}}),
     "Features": _object(
         {
             "changed": {"type": "array", "items": {"enum": list(REGISTRY)}},
@@ -236,6 +239,11 @@ SCHEMAS: dict[str, Schema] = {
     "Resume": _object(
         {"reason": {"type": "string", "minLength": 1}},
         {"account": {"anyOf": [_ACCOUNT, {"type": "null"}]}},
+        closed=True,
+    ),
+    "Seconds": _object(
+        {"seconds": {"type": "integer", "minimum": 0, "maximum": LONGEST_MAINTENANCE}},
+        {"reason": _TEXT},
         closed=True,
     ),
     "FeatureNames": _object(
@@ -392,6 +400,14 @@ PATHS: dict[str, dict[str, Schema]] = {
     },
     "/api/degradation/enable": {"post": _operate("Reduce-only, everywhere", "Mode", "Reason")},
     "/api/degradation/disable": {"post": _operate("Back to normal", "Mode", "Reason")},
+    "/api/maintenance": {
+        "post": _operate(
+            "For so many seconds orders wait for Redis and NATS; 0 ends it",
+            "Maintenance",
+            "Seconds",
+            required=True,
+        )
+    },
     "/api/features/enable": {"post": _operate("Switch features on", "Features", "FeatureNames")},
     "/api/features/disable": {
         "post": _operate(

@@ -40,10 +40,15 @@ class Instance:
         self._traffic = traffic
 
     def not_ready(self) -> dict[str, str]:
-        """Why the instance takes no orders: what is missing, and the reason. Empty when it is ready."""
-        reasons = {
-            name: reason for name, probe in self._needs.items() if (reason := probe.reason()) is not None
-        }
+        """Why the instance takes no orders: what is missing, and the reason. Empty when it is ready.
+
+        In maintenance orders wait for what is missing, so that nobody has to send them elsewhere.
+        """
+        reasons = {}
+        if not self._controls.maintenance():
+            reasons = {
+                name: reason for name, probe in self._needs.items() if (reason := probe.reason()) is not None
+            }
         if self.draining:
             reasons["instance"] = "draining"
         return reasons
@@ -59,6 +64,7 @@ class Instance:
             "image": identity.image,
             "config_hash": self.config_hash,
             "mode": await self._controls.mode(),
+            "maintenance": self._controls.maintenance(),
             "features": await self._controls.features(),
             "hotfixes": self._controls.shown(),
             "traffic": None

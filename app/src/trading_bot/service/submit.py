@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
@@ -9,6 +10,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from trading_bot.domain.admission import Admission, Code
+from trading_bot.domain.lifecycle import State
 from trading_bot.domain.order import Order, OrderRequest, ReplaceRequest, order_from, replacement_from
 from trading_bot.domain.position import Account
 from trading_bot.errors import Malformed, TradingError, Unavailable
@@ -25,6 +27,8 @@ _OUTCOME = {
     Code.MOVED: "done",
     Code.PENDING: "done",
 }
+PATIENCE = 4.0
+"""Seconds that a request waits in maintenance: fewer than the load balancers wait for its answer."""
 OUTCOMES = (*dict.fromkeys(_OUTCOME.values()), "again", "malformed", "unavailable", "error")
 
 _NO_SUCH_ORDER = Admission(Code.NONE, False, 0, "", "")
@@ -33,6 +37,7 @@ Observe = Callable[[str, str, float], None]
 
 Body = TypeVar("Body")
 Some = TypeVar("Some", Order, Order | None)
+Found = TypeVar("Found")
 
 
 class Mirrored(Protocol):
@@ -74,6 +79,8 @@ class OrderDesk:
     ``nudge()`` of whatever there is to send.
 
     Without what it ``needs`` nothing is done. New orders ask ``intake`` as well, which cancels pass by.
+    While ``maintenance()`` holds, a request waits up to PATIENCE for what is missing. Whether it had been
+    decided when an answer was lost does not matter: an id is decided once.
     """
 
     def __init__(
@@ -85,6 +92,7 @@ class OrderDesk:
         nudge: Callable[[], None] = lambda: None,
         mirror: Mirrored | None = None,
         intake: dict[str, Probe] | None = None,
+        maintenance: Callable[[], bool] = lambda: False,
     ) -> None:
         self._ledger = ledger
         self._needs = needs
@@ -93,6 +101,8 @@ class OrderDesk:
         self._log = log
         self._nudge = nudge
         self._mirror = mirror
+        self._maintenance = maintenance
+        self._back: asyncio.Task[None] | None = None
         self.on_conflict: Callable[[str, str], None] = lambda account, client_order_id: None
         self.closed = False
         self.in_flight = 0
@@ -106,20 +116,67 @@ class OrderDesk:
             if reason is not None:
                 raise Unavailable(dependency, reason)
 
+    async def _patiently(self, ask: Callable[[], Awaitable[Found]]) -> Found:
+        """What ``ask`` finds; in maintenance once nothing is missing, asked again with the same ids."""
+        begun = 0.0
+        while True:
+            try:
+                return await ask()
+            except Unavailable:
+                now = time.monotonic()
+                begun = begun or now
+                if self.closed or now - begun >= PATIENCE or not self._maintenance():
+                    raise
+            # One look for all who wait.
+            if self._back is None or self._back.done():
+                self._back = asyncio.get_running_loop().create_task(self._usable(begun + PATIENCE))
+            await asyncio.shield(self._back)
+
+    async def _usable(self, until: float) -> None:
+        """Return once nothing is missing, or ``until`` is over."""
+        while True:
+            await asyncio.sleep(0.02)
+            missing = any(probe.reason() is not None for probe in self._intake.values())
+            if not missing or time.monotonic() >= until or self.closed or not self._maintenance():
+                return
+
+    async def settled(self) -> None:
+        """Return if nothing is missing. Raises as ``check``."""
+
+        async def ask() -> None:
+            self.check()
+
+        await self._patiently(ask)
+
     async def order(self, account: str, client_order_id: str) -> OrderView | None:
-        return await self._ledger.order(account, client_order_id)
+        return await self._patiently(lambda: self._ledger.order(account, client_order_id))
 
     async def orders(self, account: str, count: int) -> list[OrderView]:
-        return await self._ledger.orders(account, count)
+        return await self._patiently(lambda: self._ledger.orders(account, count))
 
     async def account(self, account: str) -> tuple[Account, dict[str, int]]:
         """The account and the last prices."""
-        return await self._ledger.account(account), await self._ledger.marks()
+
+        async def ask() -> tuple[Account, dict[str, int]]:
+            return await self._ledger.account(account), await self._ledger.marks()
+
+        return await self._patiently(ask)
 
     async def cancel(self, account: str, client_order_id: str, request_id: str) -> tuple[CancelCode, str]:
         """Never refused by a risk check, nor while trading is halted."""
-        self.check()
-        code, state = await self._ledger.cancel(account, client_order_id, request_id)
+
+        asked = 0
+
+        async def ask() -> tuple[CancelCode, str]:
+            nonlocal asked
+            self.check()
+            asked += 1
+            return await self._ledger.cancel(account, client_order_id, request_id)
+
+        code, state = await self._patiently(ask)
+        if asked > 1 and code is CancelCode.DONE and state == State.CANCELLED:
+            # It was the first one, whose answer was lost.
+            code = CancelCode.CANCELLED
         self._log(
             "cancel", account=account, order=client_order_id, outcome=code.name.lower(), request=request_id
         )
@@ -204,7 +261,7 @@ class OrderDesk:
         outcome = "error"
         self.in_flight += 1
         try:
-            order, admission = await decide()
+            order, admission = await self._patiently(decide)
             if admission.code is Code.ACCEPTED:
                 self._nudge()
             outcome = outcome_of(admission)

@@ -19,6 +19,8 @@ from trading_bot.service.hotfix import Hotfix, Signed, Verify
 
 INTERVAL = 0.4
 """How often the panel is read even if no change was announced; below the second that is promised."""
+LONGEST_MAINTENANCE = 60
+"""Seconds. Whoever began one and never came back leaves no fleet that waits for ever."""
 
 
 class Switches:
@@ -62,6 +64,11 @@ class Switches:
     def in_force(self, name: str) -> bool:
         """``halted`` or ``degraded``, as last read."""
         return self._fields.get(name) == "1"
+
+    def maintenance(self) -> bool:
+        """Whether Redis or NATS is being restarted on purpose just now, as last read."""
+        until = self._fields.get("maintenance", "")
+        return until.isdecimal() and time.time() * 1000 < int(until)
 
     def nudge(self) -> None:
         """Somebody announced a change."""
@@ -128,6 +135,14 @@ class Switches:
     async def degrade(self, on: bool, who: str, why: str, request_id: str) -> None:
         event = "trading.degraded" if on else "trading.undegraded"
         await self._change(event, who, why, request_id, {"degraded": "1" if on else ""})
+
+    async def maintain(self, seconds: int, who: str, why: str, request_id: str) -> None:
+        """For so long orders wait for Redis and NATS; 0 ends it. Raises Malformed."""
+        if not 0 <= seconds <= LONGEST_MAINTENANCE:
+            raise Malformed({"seconds": f"a whole number from 0 to {LONGEST_MAINTENANCE}"})
+        until = str(int(time.time() + seconds) * 1000) if seconds else ""
+        event = "maintenance.begun" if seconds else "maintenance.ended"
+        await self._change(event, who, why, request_id, {"maintenance": until})
 
     async def switch(
         self, on: bool, names: list[str] | None, who: str, why: str, request_id: str
