@@ -64,6 +64,12 @@ def test_without_a_venue_no_order_is_accepted_and_the_instance_is_not_ready(
     assert (status, answer["dependency"], headers["retry-after"]) == (503, "venue", "1")
     assert app.call("GET", "/api/orders/n1", account="no-venue")[0] == 404
     assert app.call("DELETE", "/api/orders/n1", account="no-venue")[0] == 404, "a cancel is looked at"
+    assert app.call("POST", "/api/maintenance", {"seconds": 9})[0] == 200
+    try:
+        assert quickest(lambda: app.call("POST", "/api/orders", order("n1"), account="no-venue")) < 1
+        assert list(reasons()) == ["venue"], "nobody waits for that"
+    finally:
+        app.call("POST", "/api/maintenance", {"seconds": 0})
 
 
 def test_with_hold_orders_stay_accepted_and_nothing_is_sent(app: App) -> None:

@@ -237,7 +237,9 @@ class Executor:
             ledger, needs, metrics.order, log, nudge, self._mirror, intake, self._switches.maintenance
         )
         self._desk.on_conflict = self._alerts.conflict
-        self.instance = Instance(identity, settings.sha256, ready, self._switches, lambda: gate.current)
+        self.instance = Instance(
+            identity, settings.sha256, ready, needs, self._switches, lambda: gate.current
+        )
         prefix = f"{identity.instance}-{identity.slot}-{self.instance.started_ms:x}"
         self._bus_api = BusApi(gate, self._desk, tokens, prefix, log)
         self._relay = Relay(self._outbox, self._bus, log, gate.member, self._hear)

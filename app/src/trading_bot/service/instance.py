@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,14 @@ class Identity:
 
 
 class Instance:
+    """``needs``: what it is not ready without, but in maintenance for those that its desk ``waits`` for."""
+
     def __init__(
         self,
         identity: Identity,
         config_hash: str,
         needs: dict[str, Probe],
+        waits: Collection[str],
         controls: Controls,
         traffic: Callable[[], Traffic | None],
     ) -> None:
@@ -36,19 +39,18 @@ class Instance:
         self.draining = False
         self.started_ms = int(time.time() * 1000)
         self._needs = needs
+        self._waits = waits
         self._controls = controls
         self._traffic = traffic
 
     def not_ready(self) -> dict[str, str]:
-        """Why the instance takes no orders: what is missing, and the reason. Empty when it is ready.
-
-        In maintenance orders wait for what is missing, so that nobody has to send them elsewhere.
-        """
-        reasons = {}
-        if not self._controls.maintenance():
-            reasons = {
-                name: reason for name, probe in self._needs.items() if (reason := probe.reason()) is not None
-            }
+        """Why the instance takes no orders: what is missing, and the reason. Empty when it is ready."""
+        waits = self._waits if self._controls.maintenance() else ()
+        reasons = {
+            name: reason
+            for name, probe in self._needs.items()
+            if name not in waits and (reason := probe.reason()) is not None
+        }
         if self.draining:
             reasons["instance"] = "draining"
         return reasons

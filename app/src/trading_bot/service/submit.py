@@ -79,7 +79,7 @@ class OrderDesk:
     ``nudge()`` of whatever there is to send.
 
     Without what it ``needs`` nothing is done. New orders ask ``intake`` as well, which cancels pass by.
-    While ``maintenance()`` holds, a request waits up to PATIENCE for what is missing. Whether it had been
+    While ``maintenance()`` holds, a request waits up to PATIENCE for what is needed. Whether it had been
     decided when an answer was lost does not matter: an id is decided once.
     """
 
@@ -122,10 +122,11 @@ class OrderDesk:
         while True:
             try:
                 return await ask()
-            except Unavailable:
+            except Unavailable as error:
                 now = time.monotonic()
                 begun = begun or now
-                if self.closed or now - begun >= PATIENCE or not self._maintenance():
+                late = self.closed or now - begun >= PATIENCE
+                if late or error.dependency not in self._needs or not self._maintenance():
                     raise
             # One look for all who wait.
             if self._back is None or self._back.done():
@@ -136,7 +137,7 @@ class OrderDesk:
         """Return once nothing is missing, or ``until`` is over."""
         while True:
             await asyncio.sleep(0.02)
-            missing = any(probe.reason() is not None for probe in self._intake.values())
+            missing = any(probe.reason() is not None for probe in self._needs.values())
             if not missing or time.monotonic() >= until or self.closed or not self._maintenance():
                 return
 

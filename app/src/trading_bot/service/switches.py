@@ -140,7 +140,7 @@ class Switches:
         """For so long orders wait for Redis and NATS; 0 ends it. Raises Malformed."""
         if not 0 <= seconds <= LONGEST_MAINTENANCE:
             raise Malformed({"seconds": f"a whole number from 0 to {LONGEST_MAINTENANCE}"})
-        until = str(int(time.time() + seconds) * 1000) if seconds else ""
+        until = str(int((time.time() + seconds) * 1000)) if seconds else ""
         event = "maintenance.begun" if seconds else "maintenance.ended"
         await self._change(event, who, why, request_id, {"maintenance": until})
 
