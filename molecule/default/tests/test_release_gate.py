@@ -26,6 +26,9 @@ def test_what_serves_is_written_beside_its_image(fleet: Fleet) -> None:
     assert kept_out.code != 0
     assert "staging: this image was not brought out there" in kept_out.output
     assert "test: this image" not in kept_out.output
+    asked = fleet.play("release-gate.yml", "--check", "-e", f"release_version={version}", *required("test", "staging"))
+    assert asked.code == 0, asked.output
+    assert "staging: this image was not brought out there" in asked.output
 
 
 def test_an_image_that_was_tried_nowhere_is_neither_built_nor_let_in(fleet: Fleet, source: Callable[..., Path]) -> None:
