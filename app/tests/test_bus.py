@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import signal
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -110,6 +112,50 @@ def test_a_former_release_left_running_in_the_slot_takes_no_order(
     with_client(own_nats, work)
 
 
+def test_a_reload_that_makes_it_the_named_release_gives_it_requests(
+    redis: Redis, own_nats: Nats, start_app: Callable[..., App]
+) -> None:
+    app = start_app(redis.url, own_nats.url, slot="blue")
+    release = {"id": "r2", "image": app.call("GET", "/api/status")[1]["image"]}
+    account = f"named-{uuid.uuid4().hex[:8]}"
+
+    async def work(client: Client) -> None:
+        bucket = await client.jetstream().key_value("release")
+        await bucket.put("traffic", msgspec.json.encode(Traffic("blue", "green", "salt", 0, {"blue": "r2"})))
+        await asyncio.sleep(1.3)  # as above
+        with pytest.raises(NoRespondersError):
+            await submit(client, account, order("a1"), timeout=0.5)
+        app.config.with_name("release.json").write_text(json.dumps(release))
+        app.signal(signal.SIGHUP)
+        async with asyncio.timeout(5):
+            while True:
+                with contextlib.suppress(NoRespondersError):
+                    assert (await submit(client, account, order("a1")))[0] == 201
+                    return
+                await asyncio.sleep(0.05)
+
+    with_client(own_nats, work)
+
+
+def test_while_a_slot_changes_its_release_each_order_is_asked_of_one_instance(
+    redis: Redis, own_nats: Nats, start_app: Callable[..., App]
+) -> None:
+    """Two could answer differently: one that has no room left, and one a moment later that has it again."""
+    apps = [start_app(redis.url, own_nats.url, slot="blue", TRADING_RELEASE_ID=id) for id in ("r1", "r2")]
+
+    async def work(client: Client) -> None:
+        bucket = await client.jetstream().key_value("release")
+        await bucket.put("traffic", msgspec.json.encode(Traffic("blue", "green", "salt", 0, {"blue": ""})))
+        await asyncio.sleep(1.3)  # as above
+        for n in range(30):
+            assert (await submit(client, f"one-{uuid.uuid4().hex[:8]}", order(f"a{n}")))[0] == 201
+
+    with_client(own_nats, work)
+    decided = [sum(line["event"] == "order" for line in app.lines()) for app in apps]
+    assert sum(decided) == 30
+    assert min(decided) > 0, "both have their turn"
+
+
 def test_the_status_shows_the_map_in_force_whatever_a_later_version_adds_to_it(
     redis: Redis, own_nats: Nats, start_app: Callable[..., App]
 ) -> None:
@@ -150,8 +196,9 @@ def test_a_connection_that_ended_without_a_word_is_made_anew(nats: Nats) -> None
         changes: asyncio.Queue[str | None] = asyncio.Queue()
         bus = Bus(
             Settings([nats.url], "test", "blue", "r1", "", str, 0.05, -1, 1, 0),
-            on_begin=lambda _: None, on_traffic=lambda _: None, on_request=lambda _: asyncio.sleep(0),
-            on_tick=lambda *_: None, on_control=lambda: None, on_copy=lambda _: None,
+            takes=lambda: True, on_begin=lambda _: None, on_traffic=lambda _: None,
+            on_request=lambda _: asyncio.sleep(0), on_tick=lambda *_: None,
+            on_control=lambda: None, on_copy=lambda _: None,
             on_change=changes.put_nowait,
         )  # fmt: skip
         bus.start()

@@ -169,6 +169,7 @@ class Executor:
                 replicas=settings.nats.stream_replicas,
                 retention=settings.nats.events_retention,
             ),
+            takes=gate.takes,
             on_begin=self._on_begin,
             on_traffic=self._on_traffic,
             on_request=self._on_request,
@@ -381,6 +382,7 @@ class Executor:
         self.instance.identity = identity
         self.instance.config_hash = fresh.sha256
         self._gate.release = self._shadow.release = identity.release_id
+        self._bus.settle_requests()
         self._metrics.build |= {"release_id": identity.release_id, "config_hash": fresh.sha256}
         self._hold_to_limits()
         restart = config.needs_restart(config.changes(before, fresh))

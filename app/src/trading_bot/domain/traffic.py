@@ -88,6 +88,10 @@ class TrafficGate:
         serves = self._slot == traffic.stable or (self._slot == traffic.canary and traffic.cut > 0)
         return serves and self._runs_what_is_named(traffic)
 
+    def takes(self) -> bool:
+        """Whether its slot may give this instance requests: no other release is named for it."""
+        return self._current is None or self._runs_what_is_named(self._current)
+
     def answers(self, account: str, now: float) -> bool:
         if self._gives(self._current, account):
             return True

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import ConnectionClosedError
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
@@ -98,15 +99,16 @@ class Bus:
     """``ports.Publisher`` and ``ports.Probe``.
 
     ``run`` connects, prepares the stream and the bucket, reads the traffic map and only then subscribes
-    to orders, and not before ``open_requests``; afterwards it watches. A lost connection is made anew from
-    the start, secrets included, so that a rotated password and a server that lost its state are nothing
-    special.
+    to orders, and not before ``open_requests`` nor while ``takes()`` is false; afterwards it watches. A
+    lost connection is made anew from the start, secrets included, so that a rotated password and a server
+    that lost its state are nothing special.
     """
 
     def __init__(
         self,
         settings: Settings,
         *,
+        takes: Callable[[], bool],
         on_begin: Callable[[Traffic | None], None],
         on_traffic: OnTraffic,
         on_request: OnRequest,
@@ -116,6 +118,7 @@ class Bus:
         on_change: Callable[[str | None], None],
     ) -> None:
         self._settings = settings
+        self._takes = takes
         self._on_begin = on_begin
         self._on_traffic = on_traffic
         self._on_request = on_request
@@ -130,15 +133,16 @@ class Bus:
         self._last_error = ""
         self._begun = False
         self._open = False
-        self._subscribed = False
+        self._requests: Subscription | None = None
+        self._settled = False
         self._subscribing = asyncio.Lock()
-        self._opening: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
         self._ack_prefix = ""
         self._acked = 0
         self._acks: dict[str, asyncio.Future[_Ack]] = {}
 
     def reason(self) -> str | None:
-        if self._reason is None and not self._subscribed:
+        if self._reason is None and not self._settled:
             return "orders are not subscribed to before the ledger is usable"
         return self._reason
 
@@ -154,17 +158,27 @@ class Bus:
     def open_requests(self) -> None:
         """Take requests from now on: the queue group must not choose an instance that cannot serve yet."""
         self._open = True
-        self._opening = asyncio.get_running_loop().create_task(self._subscribe_requests())
+        self.settle_requests()
 
-    async def _subscribe_requests(self) -> None:
+    def settle_requests(self) -> None:
+        """Join the slot's queue group, or leave it, as ``takes`` says now."""
+        self._settling = asyncio.get_running_loop().create_task(self._settle_requests())
+
+    async def _settle_requests(self) -> None:
         async with self._subscribing:
             nc = self._nc
-            if self._open and self._begun and not self._subscribed and nc is not None and nc.is_connected:
-                # A former release that was left running in the slot is silent, and must not be chosen.
-                queue = f"{self._settings.slot}.{self._settings.release}"
-                await nc.subscribe(SUBMIT + "*", queue=queue, cb=self._on_request)
+            if not self._open or not self._begun or nc is None or not nc.is_connected:
+                return
+            if not self._takes():
+                # It would be silent, and must not be chosen.
+                if self._requests is not None:
+                    await self._requests.drain()  # type: ignore[no-untyped-call]  # untyped there
+                self._requests = None
+            elif self._requests is None:
+                slot = self._settings.slot
+                self._requests = await nc.subscribe(SUBMIT + "*", queue=slot, cb=self._on_request)
                 await nc.flush(timeout=2)
-                self._subscribed = True
+            self._settled = True
 
     async def stop_requests(self) -> None:
         """Take no more requests; those that have arrived are still answered."""
@@ -330,7 +344,6 @@ class Bus:
         nc, js = self._nc, self._js
         assert nc is not None
         assert js is not None
-        self._subscribed = False
         await _ensure_stream(js, self._settings.replicas, self._settings.retention)
         await _ensure_bucket(js, self._settings.replicas)
         traffic = await self._read_traffic()
@@ -342,7 +355,8 @@ class Bus:
         self._ack_prefix = nc.new_inbox() + "."
         await nc.subscribe(self._ack_prefix + "*", cb=self._acknowledged)
         await nc.subscribe(_TRAFFIC_SUBJECT, cb=self._traffic_changed)
-        await self._subscribe_requests()
+        self._requests, self._settled = None, False
+        await self._settle_requests()
         await nc.subscribe(TICKS + "*", cb=self._ticked)
         await nc.subscribe(CONTROL, cb=self._control_changed)
         settings = self._settings
@@ -352,9 +366,12 @@ class Bus:
         await nc.flush(timeout=2)
 
     async def _traffic_changed(self, message: Msg) -> None:
-        traffic = traffic_from(message.data)
+        await self._take(traffic_from(message.data))
+
+    async def _take(self, traffic: Traffic | None) -> None:
         if traffic is not None:
             self._on_traffic(traffic)
+        await self._settle_requests()
 
     async def announce(self) -> None:
         """Tell every instance that a switch was changed. One that does not hear it reads it soon anyway."""
@@ -395,9 +412,7 @@ class Bus:
                     await closed.wait()
             if self._reason is None:
                 with contextlib.suppress(NatsError, TimeoutError, OSError):
-                    traffic = await self._read_traffic()
-                    if traffic is not None:
-                        self._on_traffic(traffic)
+                    await self._take(await self._read_traffic())
 
     async def _read_traffic(self) -> Traffic | None:
         assert self._js is not None
