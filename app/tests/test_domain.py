@@ -187,6 +187,18 @@ def test_a_member_is_an_instance_that_the_map_gives_traffic_to(
     assert gate.member()
 
 
+@pytest.mark.parametrize(
+    ("named", "takes"), [({}, True), ({"blue": ""}, True), ({"blue": "r1"}, True), ({"blue": "r2"}, False)]
+)
+def test_requests_are_for_who_may_be_of_the_named_release(named: dict[str, str], takes: bool) -> None:
+    gate = TrafficGate("blue", "r1")
+    assert gate.takes(), "a single instance without a fleet"
+    gate.begin(Traffic("green", "green", "s", 0, named))
+    assert gate.takes() is takes, "whether or not its slot has accounts"
+    gate.release = "r2"
+    assert gate.takes() is (named.get("blue") != "r1"), "after a reload"
+
+
 def test_a_gate_without_a_map_answers_everything() -> None:
     gate = TrafficGate("blue", "r1")
     assert gate.current is None
