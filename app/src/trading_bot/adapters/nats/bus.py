@@ -344,6 +344,7 @@ class Bus:
         nc, js = self._nc, self._js
         assert nc is not None
         assert js is not None
+        self._requests, self._settled = None, False
         await _ensure_stream(js, self._settings.replicas, self._settings.retention)
         await _ensure_bucket(js, self._settings.replicas)
         traffic = await self._read_traffic()
@@ -355,7 +356,6 @@ class Bus:
         self._ack_prefix = nc.new_inbox() + "."
         await nc.subscribe(self._ack_prefix + "*", cb=self._acknowledged)
         await nc.subscribe(_TRAFFIC_SUBJECT, cb=self._traffic_changed)
-        self._requests, self._settled = None, False
         await self._settle_requests()
         await nc.subscribe(TICKS + "*", cb=self._ticked)
         await nc.subscribe(CONTROL, cb=self._control_changed)
