@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,16 @@ def on_host(host: str, command: str) -> str:
     """What a shell command on a host of the lab prints. Raises CalledProcessError if it fails."""
     done = subprocess.run(["docker", "exec", f"{LAB}-{host}", "sh", "-c", command], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+@contextmanager
+def read_only(host: str, directory: str) -> Iterator[None]:
+    """While the block runs, nothing can be written there."""
+    on_host(host, f"mount --bind {directory} {directory} && mount -o remount,bind,ro {directory}")
+    try:
+        yield
+    finally:
+        on_host(host, f"umount --lazy {directory}")
 
 
 def operations(host: str, count: int) -> list[dict[str, Any]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
-from conftest import APPS, Fleet, Run, on_host, operations
-from test_rollouts import QUICK, assert_nothing_lost
+from conftest import APPS, Fleet, Run, on_host, operations, read_only
+from test_rollouts import QUICK, assert_nothing_lost, wait_for
 
 #: Orders a second where no judge waits for evidence: the playbooks share two processors with the fleet and have more of them.
 CALM = 80
@@ -87,6 +88,31 @@ def test_a_bad_configuration_is_put_back_by_itself_on_every_host(
     assert failed or summary["failed"] == 0, summary
     verdict = load.judge()
     assert (verdict["lost"], verdict["doubled"], verdict["different"]) == (0, 0, 0), verdict
+
+
+@pytest.mark.long
+def test_a_host_that_cannot_be_put_back_is_named_and_every_other_is_put_back(fleet: Fleet, shared_config: dict[str, Any]) -> None:
+    before, slot = fleet.served()
+    load = fleet.load(rate=CALM, count=1_000_000, name="half-back")
+    play = fleet.start("update-config.yml", *changed(shared_config, risk={"max_position_size": 1.0}))
+    wait_for(lambda: f"../releases/{before}" not in links(slot), 180, "both hosts have the new configuration")
+    with read_only("app1", "/opt/trading-bot/slots"):
+        run = play.finish()
+    assert run.code != 0
+    for words in ("refusals", "was put back, but not on app1: ", "Read-only file system"):
+        assert words in run.output, run.output
+    kept = on_host("app1", f"readlink /opt/trading-bot/slots/{slot}")
+    assert kept != f"../releases/{before}"
+    assert on_host("app2", f"readlink /opt/trading-bot/slots/{slot}") == f"../releases/{before}"
+    for host in APPS:
+        [end] = operations(host, 1)
+        assert (end["operation"], end["event"], end["result"]) == ("update-config", "end", "failed")
+        assert "but not on app1" in end["what"][0]
+    # The way that it names is one.
+    [named] = re.findall(r"`ansible-playbook (deploy\.yml -e release_version=\S+)`", run.output)
+    assert_played(fleet.play(*named.split()))
+    assert fleet.served()[0] == before
+    assert_nothing_lost(load)
 
 
 def test_a_configuration_that_the_app_refuses_reaches_no_host(fleet: Fleet, shared_config: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import APPS, BALANCERS, Fleet, Run, on_host, operations
+from conftest import APPS, BALANCERS, Fleet, Run, on_host, operations, read_only
 from test_orders import ACCOUNT, order, post, secret
 from test_paper_venue import FINAL, seen, within
 
@@ -103,9 +103,7 @@ def test_trading_is_halted_and_resumed_with_what_is_left_of_the_fleet(fleet: Fle
 
 
 def test_a_host_that_can_write_nothing_holds_up_no_halt(fleet: Fleet) -> None:
-    logs = "/var/lib/trading-bot"
-    read_only = f"mount --bind {logs} {logs} && mount -o remount,bind,ro {logs}"
-    with broken(APPS[-1], read_only, f"umount --lazy {logs}"):
+    with read_only(APPS[-1], "/var/lib/trading-bot"):
         done(fleet.play("halt.yml", "-e", "halt_reason=drill"), f"{APPS[-1]}: the line could not be written", "halted")
     assert modes(fleet) == {"halted"}
     done(fleet.play("halt.yml", "-e", "halt_action=resume", "-e", "halt_reason=drill"), "not halted")

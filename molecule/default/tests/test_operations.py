@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import APPS, HOSTS, LAB, SCENARIO, Fleet, Run, on_host, operations
+from conftest import APPS, HOSTS, LAB, SCENARIO, Fleet, Run, on_host, operations, read_only
 from test_monitoring import asked
 from test_paper_venue import within
 
@@ -24,6 +24,15 @@ NEXT = "0.1.1"
 def assert_refused(run: Run, *words: str) -> None:
     assert run.code != 0, run.output
     assert not [word for word in words if word not in run.output], run.output
+
+
+def assert_idle_is_stopped(fleet: Fleet) -> None:
+    status = fleet.status()
+    idle = "blue" if status["served"]["slot"] == "green" else "green"
+    for host, state in status["hosts"].items():
+        assert not state[idle]["running"], (host, state)
+        unit = ["docker", "exec", f"trading-molecule-{host}", "systemctl", "is-enabled", f"trading-bot@{idle}.service"]
+        assert subprocess.run(unit, capture_output=True, text=True, check=False).stdout.strip() == "disabled"
 
 
 @contextmanager
@@ -83,13 +92,9 @@ def test_a_second_release_under_load_loses_no_order(fleet: Fleet, source: Callab
 
 
 def test_the_release_before_stays_on_disk_as_previous_and_its_slot_is_stopped(fleet: Fleet) -> None:
-    status = fleet.status()
-    idle = "blue" if status["served"]["slot"] == "green" else "green"
-    for host, state in status["hosts"].items():
+    assert_idle_is_stopped(fleet)
+    for host, state in fleet.status()["hosts"].items():
         assert state["previous"].startswith("0.1.0-"), (host, state)
-        assert not state[idle]["running"], (host, state)
-        unit = ["docker", "exec", f"trading-molecule-{host}", "systemctl", "is-enabled", f"trading-bot@{idle}.service"]
-        assert subprocess.run(unit, capture_output=True, text=True, check=False).stdout.strip() == "disabled"
 
 
 @pytest.mark.long
@@ -232,6 +237,23 @@ def test_a_full_disk_on_one_host_stops_a_deployment_before_anything_starts(fleet
         finally:
             on_host("app2", f"set -e; {empty}")
         assert_refused(run, "app2", "MiB free")
+
+
+@pytest.mark.long
+def test_a_deployment_that_one_load_balancer_cannot_take_moves_nobody(fleet: Fleet, shared_config: dict[str, Any]) -> None:
+    wanted = {**shared_config, "risk": {**shared_config["risk"], "max_leverage": 2.4}}
+    with undisturbed(fleet, "one-cannot"):
+        with read_only("lb2", "/etc/haproxy/maps"):
+            run = fleet.play("deploy.yml", "-e", json.dumps({"release_config": wanted}))
+        assert_refused(
+            run, "could not be moved everywhere", "lb2", "Read-only file system", "Once it is mended, run deploy.yml again"
+        )
+        for host in APPS:
+            [end] = operations(host, 1)
+            assert (end["operation"], end["event"], end["result"]) == ("deploy", "end", "failed")
+        # What was prepared is stopped again where the fleet is to go on as it is.
+        assert fleet.play("deploy.yml").code == 0
+        assert_idle_is_stopped(fleet)
 
 
 def test_an_inventory_with_no_app_host_is_refused(fleet: Fleet, tmp_path: Path) -> None:
