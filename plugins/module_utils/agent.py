@@ -95,7 +95,7 @@ class Agent:
     # the lock
 
     def acquire(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the lock, or learn who has it."""
+        """Take the lock, or learn who has it. With `after`, the token that its owner saw: only if nobody had it since."""
         owner, rollout = _text(request, "owner"), _text(request, "rollout")
         now = self.clock()
         with self.files.exclusively():
@@ -111,6 +111,9 @@ class Agent:
                 at_least=int(request.get("token") or 0),
                 preempt=bool(request.get("preempt")),
             )
+            after = request.get("after")
+            if after is not None and after != self.files.token():
+                raise Refused("overtaken", "somebody else has changed things since the fleet was read")
             if before is not None and before.rollout != rollout:
                 # What an operator asked of another rollout is not meant for this one.
                 self.files.remove(COMMAND)

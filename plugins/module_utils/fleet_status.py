@@ -17,10 +17,11 @@ WIDE = 100
 
 
 def status(fleet: Mapping[str, Any]) -> dict[str, Any]:
-    """``{traffic, served, problems, load_balancers, hosts, rollout, bad, journal}``.
+    """``{traffic, served, problems, load_balancers, hosts, rollout, held, bad, journal}``.
 
     ``fleet`` has load_balancers and hosts, and as ``agents`` by load balancer what its agent's ``status`` said; without it
-    nothing is known of rollouts. ``rollout`` is the one in progress or the last one.
+    nothing is known of rollouts. ``rollout`` is the one in progress or the last one, ``held`` a sentence for each other run
+    that has a load balancer's lock.
     """
     problems: list[str] = []
     traffic: Optional[dict[str, Any]] = None
@@ -60,13 +61,15 @@ def status(fleet: Mapping[str, Any]) -> dict[str, Any]:
             problems.append(f"{name} does not answer")
         elif balancers[name]["haproxy"] != "running":
             problems.append(f"{name}: HAProxy does not run")
+    rollout = _rollout(agents, traffic, problems)
     return {
         "traffic": traffic,
         "served": now,
         "problems": problems,
         "load_balancers": balancers,
         "hosts": hosts,
-        "rollout": _rollout(agents, traffic, problems),
+        "rollout": rollout,
+        "held": _held(agents, rollout),
         "bad": bad,
         "journal": _journal(agents),
     }
@@ -182,6 +185,22 @@ def _stage(agents: Mapping[str, Mapping[str, Any]], rollout: Mapping[str, Any]) 
     return (str(stage) if stage else None), seconds(entry.get("at")) if entry.get("stage") == stage else None
 
 
+def _held(agents: Mapping[str, Mapping[str, Any]], rollout: Optional[Mapping[str, Any]]) -> list[str]:
+    """Who else brings something out at the moment, with the load balancers that are held."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    left: dict[tuple[str, str, str], float] = {}
+    for name, told in agents.items():
+        lock = mapping(told.get("lock"))
+        if lock.get("live") and not (rollout and lock.get("rollout") == rollout["id"]):
+            run = (str(lock.get("kind")), str(lock.get("rollout")), str(lock.get("owner")))
+            found.setdefault(run, []).append(name)
+            left[run] = max(left.get(run, 0.0), number_of(lock.get("left")) or 0.0)
+    return [
+        f"{kind} {run} of {owner} holds {', '.join(names)} for {lasting(left[kind, run, owner])} more"
+        for (kind, run, owner), names in found.items()
+    ]
+
+
 def _paused(agents: Mapping[str, Mapping[str, Any]], rollout: Mapping[str, Any]) -> bool:
     """Whether an operator made it wait: the rollout says so itself, or its last word on it in the journal does."""
     if "paused" in rollout or rollout.get("phase") == "paused":
@@ -203,6 +222,7 @@ def status_table(fleet: Mapping[str, Any]) -> str:
     if told["traffic"]:
         lines.append(f"Traffic  {_shares(told['traffic'])}")
     lines += _rollout_lines(told["rollout"])
+    lines += [f"Lock     {sentence}" for sentence in told["held"]]
     for release, why in told["bad"].items():
         lines.append(f"Bad      {release}: {_shortened(why.get('why') or 'no reason is written down')}")
     rows: list[Sequence[str]] = [("LOAD BALANCER", "HAPROXY", *(("AGENT",) if asked else ()), "TRAFFIC", "SERVERS UP")]

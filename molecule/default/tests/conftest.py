@@ -40,6 +40,11 @@ class Run:
     output: str
 
     @property
+    def said(self) -> str:
+        """The output as one line, however it was wrapped."""
+        return " ".join(self.output.split())
+
+    @property
     def changed(self) -> dict[str, int]:
         """Changes by host, from the recap."""
         return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", self.output, re.M)}
@@ -54,10 +59,14 @@ class Play:
         with output.open("w") as file:
             self._process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text()
+
     def finish(self) -> Run:
         """Wait for its end; its output goes to the test's own, too."""
         code = self._process.wait()
-        output = self._output.read_text()
+        output = self.printed()
         print(output)
         return Run(code, output)
 

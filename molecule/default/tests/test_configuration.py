@@ -100,7 +100,7 @@ def test_a_host_that_cannot_be_put_back_is_named_and_every_other_is_put_back(fle
         run = play.finish()
     assert run.code != 0
     for words in ("refusals", "was put back, but not on app1: ", "Read-only file system"):
-        assert words in run.output, run.output
+        assert words in run.said, run.output
     kept = on_host("app1", f"readlink /opt/trading-bot/slots/{slot}")
     assert kept != f"../releases/{before}"
     assert on_host("app2", f"readlink /opt/trading-bot/slots/{slot}") == f"../releases/{before}"
@@ -109,7 +109,7 @@ def test_a_host_that_cannot_be_put_back_is_named_and_every_other_is_put_back(fle
         assert (end["operation"], end["event"], end["result"]) == ("update-config", "end", "failed")
         assert "but not on app1" in end["what"][0]
     # The way that it names is one.
-    [named] = re.findall(r"`ansible-playbook (deploy\.yml -e release_version=\S+)`", run.output)
+    [named] = re.findall(r"`ansible-playbook (deploy\.yml -e release_version=\S+)`", run.said)
     assert_played(fleet.play(*named.split()))
     assert fleet.served()[0] == before
     assert_nothing_lost(load)

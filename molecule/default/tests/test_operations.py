@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import APPS, HOSTS, LAB, SCENARIO, Fleet, Run, on_host, operations, read_only
+from conftest import APPS, HOSTS, LAB, SCENARIO, Fleet, Play, Run, on_host, operations, read_only
 from test_monitoring import asked
 from test_paper_venue import within
+from test_rollouts import assert_nothing_lost, wait_for
 
 SCALED_OUT = (SCENARIO / "inventory", SCENARIO / "scaled-out.yml")
 THIRD_BALANCER = (SCENARIO / "inventory", SCENARIO / "third-balancer.yml")
@@ -23,7 +24,7 @@ NEXT = "0.1.1"
 
 def assert_refused(run: Run, *words: str) -> None:
     assert run.code != 0, run.output
-    assert not [word for word in words if word not in run.output], run.output
+    assert not [word for word in words if word not in run.said], run.output
 
 
 def assert_idle_is_stopped(fleet: Fleet) -> None:
@@ -254,6 +255,45 @@ def test_a_deployment_that_one_load_balancer_cannot_take_moves_nobody(fleet: Fle
         # What was prepared is stopped again where the fleet is to go on as it is.
         assert fleet.play("deploy.yml").code == 0
         assert_idle_is_stopped(fleet)
+
+
+def test_what_is_held_by_another_run_is_left_alone(fleet: Fleet, shared_config: dict[str, Any]) -> None:
+    agent = "trading-bot-release"
+    asked = json.dumps({"owner": "ann@desk", "rollout": "r7", "kind": "deploy", "ttl": 600})
+    wanted = {**shared_config, "risk": {**shared_config["risk"], "max_leverage": 2.3}}
+    token = json.loads(on_host("lb2", f"echo '{asked}' | {agent} acquire"))["token"]
+    try:
+        for playbook in ("deploy.yml", "update-config.yml"):
+            run = fleet.play(playbook, "-e", json.dumps({"release_config": wanted}))
+            assert_refused(run, "Somebody else is at it", "deploy r7 of ann@desk holds", "lb2")
+        assert fleet.status()["held"][0].startswith("deploy r7 of ann@desk holds lb2 for ")
+    finally:
+        on_host("lb2", f"""echo '{{"token": {token}}}' | {agent} unlock""")
+    # The other load balancer gave its lock, and has it back.
+    assert fleet.status()["held"] == []
+
+
+@pytest.mark.long
+def test_of_two_deployments_at_once_one_is_refused_and_one_is_whole(fleet: Fleet, shared_config: dict[str, Any]) -> None:
+    def start(leverage: float) -> Play:
+        wanted = {**shared_config, "risk": {**shared_config["risk"], "max_leverage": leverage}}
+        return fleet.start("deploy.yml", "-e", json.dumps({"release_config": wanted}))
+
+    before, _ = fleet.served()
+    load = fleet.load(rate=20, count=100_000, name="two-at-once")
+    runs = [play.finish() for play in [start(2.41), start(2.42)]]
+    [refused] = [run for run in runs if run.code != 0]
+    assert_refused(refused, "Somebody else is at it", "the deploy", "holds", "release_preempt")
+    # One that died holds the fleet, and is overtaken where a person says so.
+    died = fleet.start("deploy.yml")
+    wait_for(lambda: "lock | Check that it is ours" in died.printed(), 120, "it has the lock")
+    died.kill()
+    assert_refused(fleet.play("deploy.yml"), "Somebody else is at it")
+    assert_refused(fleet.play("restart-service.yml"), "Somebody else is at it")
+    assert fleet.play("deploy.yml", "-e", "release_preempt=true").code == 0
+    assert fleet.served()[0] == before
+    assert fleet.status()["held"] == []
+    assert_nothing_lost(load)
 
 
 def test_an_inventory_with_no_app_host_is_refused(fleet: Fleet, tmp_path: Path) -> None:

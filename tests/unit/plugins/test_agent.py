@@ -243,6 +243,16 @@ def test_a_takeover_is_in_the_journal_and_drops_what_an_operator_asked_of_the_ot
     assert lb.run("look", token=token, command=True)["command"] is None
 
 
+def test_a_run_that_planned_before_somebody_else_was_at_it_does_not_get_the_lock(lb: Balancer) -> None:
+    seen = lb.run("status")["token"]
+    assert lb.run("unlock", token=lb.take("bob", "r2"))["ok"]
+    before = {path.name: path.read_bytes() for path in lb.state.iterdir()}
+    found = lb.run("acquire", owner="ann", rollout="r1", ttl=60, after=seen)
+    assert (found["ok"], found["code"]) == (False, "overtaken")
+    assert {path.name: path.read_bytes() for path in lb.state.iterdir()} == before
+    assert lb.run("acquire", owner="ann", rollout="r1", ttl=60, after=lb.run("status")["token"])["ok"]
+
+
 def test_after_an_unlock_no_token_works_and_the_next_is_higher(lb: Balancer) -> None:
     token = lb.take()
     assert lb.run("unlock", token=token)["ok"]

@@ -84,6 +84,15 @@ def test_a_rollout_in_progress_is_told_with_its_stage_time_owner_and_lock() -> N
     assert lines[3] == "         r1, desk@control, lock for 22 s more"
 
 
+def test_another_run_that_has_the_lock_is_told_with_its_owner_and_what_it_holds() -> None:
+    assert status(fleet())["held"] == []
+    lock = {**agent()["lock"], "kind": "deploy", "rollout": "20260131T120000Z-deploy", "owner": "ann@desk", "left": 1680}
+    held = agent(lock=lock)
+    told = status(fleet(agents={"lb1": held, "lb2": held, "lb3": agent(lock={**lock, "live": False})}))
+    assert told["held"] == ["deploy 20260131T120000Z-deploy of ann@desk holds lb1, lb2 for 28 min more"]
+    assert f"Lock     {told['held'][0]}" in status_table(fleet(agents={"lb1": held, "lb2": held})).splitlines()
+
+
 def test_a_paused_rollout_is_told_as_such_and_has_no_time_left() -> None:
     paused = agent(journal=[*agent()["journal"], entry("12:02:30.000", "pause", by="operator")], command={"action": "promote"})
     paused["rollout"] = {**paused["rollout"], "phase": "paused", "stage": None}
