@@ -67,3 +67,20 @@ def test_restarting_the_service_restarts_the_slot_that_serves_and_no_other(host:
         host.check_output(f'timeout 60 sh -c "until {running}; do sleep 0.2; done"')
         assert host.check_output(started) != before
         assert not host.service(f"trading-bot@{other}").is_running
+
+
+@pytest.mark.long
+def test_a_slot_that_could_not_start_again_and_again_comes_back_by_itself(host: Host, slot: str) -> None:
+    unit, logs = f"trading-bot@{slot}", "/var/log/trading-bot"
+    restarts = f"systemctl show -P NRestarts {unit}"
+    with host.sudo():
+        before = host.check_output(f"systemctl restart {unit} && systemctl show -P MainPID {unit}")
+        # No file can be made there, so that the unit has nowhere to write to.
+        host.check_output(f"mount -t tmpfs -o nr_inodes=1 tmpfs {logs}")
+        try:
+            host.check_output(f"kill -KILL {before}")
+            host.check_output(f'timeout 180 sh -c "until [ \\$({restarts}) -ge 7 ]; do sleep 0.2; done"')
+        finally:
+            host.check_output(f"umount {logs}")
+        host.check_output(f'timeout 120 sh -c "until [ \\$(systemctl show -P MainPID {unit}) != 0 ]; do sleep 0.2; done"')
+        host.check_output(f'timeout 120 sh -c "until docker exec trading-bot-{slot} true; do sleep 0.2; done"')
