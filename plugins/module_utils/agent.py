@@ -114,6 +114,8 @@ class Agent:
             after = request.get("after")
             if after is not None and after != self.files.token():
                 raise Refused("overtaken", "somebody else has changed things since the fleet was read")
+            # Whatever may fail comes before it is taken.
+            traffic, _, differs = read(self.balancer)
             if before is not None and before.rollout != rollout:
                 # What an operator asked of another rollout is not meant for this one.
                 self.files.remove(COMMAND)
@@ -121,7 +123,6 @@ class Agent:
             if before is not None and (before.owner, before.rollout) != (owner, rollout):
                 more = {"from": before.as_dict(), "expired": before.expired(now), "owner": owner}
                 self.files.journal([self.line("taken_over", "control", lock.token, rollout, **more)])
-            traffic, _, differs = read(self.balancer)
         return {"token": lock.token, "lock": lock.as_dict(), "traffic": self.full(traffic), "running_differs": differs}
 
     def renew(self, request: Mapping[str, Any]) -> dict[str, Any]:

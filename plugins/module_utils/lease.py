@@ -136,4 +136,6 @@ def refuses_strangers(held: Optional[Lock], now: Now, token: Optional[int]) -> O
     """The sentence that keeps somebody without this lock's token from changing the traffic, None if he may."""
     if held is None or held.expired(now) or held.token == token:
         return None
-    return f"{describe(held, now)}; wait for its end, or end it with rollback.yml"
+    rolls_out = held.kind in ("canary", "rollout", "rollback")
+    end = "end it with rollback.yml" if rolls_out else "take it over with -e release_preempt=true if it died"
+    return f"{describe(held, now)}; wait for its end, or {end}"

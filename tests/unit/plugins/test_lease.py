@@ -119,6 +119,9 @@ def test_strangers_are_refused_while_a_lock_lives_and_its_owner_never() -> None:
     held = take(None, 0, START)
     assert "ann" in (refuses_strangers(held, later(1), None) or "")
     assert "ann" in (refuses_strangers(held, later(1), 2) or "")
+    assert (refuses_strangers(held, later(1), 2) or "").endswith("or end it with rollback.yml")
+    # Before a deployment has moved anybody, a rollback would leave what serves well.
+    assert "rollback" not in (refuses_strangers(take(None, 0, START, kind="deploy"), later(1), 2) or "")
     assert refuses_strangers(held, later(1), 1) is None
     assert refuses_strangers(held, later(15), None) is None
     assert refuses_strangers(None, START, None) is None
