@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import socket
@@ -26,6 +25,7 @@ if _MODULE_UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_MODULE_UTILS)
 
 from ansible.module_utils import rollout, state_files
+from ansible.module_utils.run_owner import gone, owner
 
 _ARGUMENTS = {
     "step": {
@@ -207,25 +207,6 @@ def prepare(rollouts: Path, spec: Mapping[str, Any]) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "rollout.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return directory
-
-
-def owner() -> str:
-    """Who runs this playbook: a user, a machine, and the playbook's process."""
-    return f"{getpass.getuser()}@{socket.gethostname()} pid {os.getppid()}"
-
-
-def gone(name: str) -> bool:
-    """Whether an owner was a process of this machine that no longer exists."""
-    who, _, number = name.partition(" pid ")
-    if who != f"{getpass.getuser()}@{socket.gethostname()}" or not number.isdecimal():
-        return False
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def say(line: str) -> None:

@@ -15,7 +15,7 @@ if _MODULE_UTILS not in ansible.module_utils.__path__:
     # On the control node nobody lays the project's module_utils beside Ansible's own, as it is done for hosts.
     ansible.module_utils.__path__.append(_MODULE_UTILS)
 
-from ansible.module_utils import fleet_status, release
+from ansible.module_utils import fleet_status, release, run_owner
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,6 +46,8 @@ class FilterModule:
             "release_served": _plain(release.served),
             "release_plan": _plain(release.plan),
             "release_attest": _plain(_attest),
+            "release_run_of": lambda _: run_owner.owner(),
+            "release_run_is_over": run_owner.gone,
             "release_status": _plain(fleet_status.status),
             "release_status_table": _plain(fleet_status.status_table),
         }

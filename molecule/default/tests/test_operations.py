@@ -284,13 +284,12 @@ def test_of_two_deployments_at_once_one_is_refused_and_one_is_whole(fleet: Fleet
     runs = [play.finish() for play in [start(2.41), start(2.42)]]
     [refused] = [run for run in runs if run.code != 0]
     assert_refused(refused, "Somebody else is at it", "the deploy", "holds", "release_preempt")
-    # One that died holds the fleet, and is overtaken where a person says so.
+    # One of this machine that died holds nobody up.
     died = fleet.start("deploy.yml")
     wait_for(lambda: "lock | Check that it is ours" in died.printed(), 120, "it has the lock")
     died.kill()
-    assert_refused(fleet.play("deploy.yml"), "Somebody else is at it")
-    assert_refused(fleet.play("restart-service.yml"), "Somebody else is at it")
-    assert fleet.play("deploy.yml", "-e", "release_preempt=true").code == 0
+    assert len(fleet.status()["held"]) == 1
+    assert fleet.play("deploy.yml").code == 0
     assert fleet.served()[0] == before
     assert fleet.status()["held"] == []
     assert_nothing_lost(load)
