@@ -259,7 +259,7 @@ def test_a_deployment_that_one_load_balancer_cannot_take_moves_nobody(fleet: Fle
 
 def test_what_is_held_by_another_run_is_left_alone(fleet: Fleet, shared_config: dict[str, Any]) -> None:
     agent = "trading-bot-release"
-    asked = json.dumps({"owner": "ann@desk", "rollout": "r7", "kind": "deploy", "ttl": 600})
+    asked = json.dumps({"owner": "ann@desk", "rollout": "r7", "kind": "deploy", "ttl": 600, "preempt": True})
     wanted = {**shared_config, "risk": {**shared_config["risk"], "max_leverage": 2.3}}
     token = json.loads(on_host("lb2", f"echo '{asked}' | {agent} acquire"))["token"]
     try:
