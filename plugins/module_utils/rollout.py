@@ -35,7 +35,7 @@ class RolloutError(RuntimeError):
 
 
 class Locked(RolloutError):
-    """Another rollout is in progress; ``lock`` says whose."""
+    """Another run is in progress; ``lock`` says whose, and ``on`` in it where."""
 
     def __init__(self, message: str, lock: Mapping[str, Any]) -> None:
         super().__init__(message)
@@ -159,7 +159,7 @@ class Rollout:
             if isinstance(answer, AgentError):
                 self.agents.ask("unlock", {done: {"token": number} for done, number in held.items()})
                 if answer.code == "locked":
-                    raise Locked(f"{name}: {answer}", answer.answer.get("lock") or {})
+                    raise Locked(f"{name}: {answer}", {**(answer.answer.get("lock") or {}), "on": name})
                 raise RolloutError(f"{name}: {answer}")
             held[name] = token = answer["token"]
         # The same number everywhere: a later load balancer may have been further on.
