@@ -162,8 +162,18 @@ def clock(at: float) -> str:
 def story(account: str, order: str, by_host: Mapping[str, Mapping[str, Any]], silent: Mapping[str, str]) -> list[str]:
     """The lines to show: events of all hosts in the order of time, what each says now, and what could not be asked."""
     events = [(float(event["at"]), host, event) for host, told in by_host.items() for event in told.get("events") or ()]
-    # Within a millisecond the ledger decides first.
-    events.sort(key=lambda one: (round(one[0], 3), one[2]["source"] != "audit"))
+    booked: set[float] = set()
+
+    def turn(one: tuple[float, str, Mapping[str, Any]]) -> tuple[float, int]:
+        """Within a millisecond: what the ledger decided, what the venue executed, what the ledger booked of it, the logs."""
+        at, event = round(one[0], 3), one[2]
+        if event["source"] == "audit":
+            if event["text"].startswith("order.fill:"):
+                booked.add(at)
+            return at, 2 if at in booked else 0
+        return at, 1 if event["source"] == "venue" else 3
+
+    events.sort(key=turn)
     width = max((len(host) + len(event["source"]) + 1 for _, host, event in events), default=0)
     lines = [f"{clock(at)}  {host + ' ' + event['source']:{width}}  {event['text']}" for at, host, event in events]
     if not events:

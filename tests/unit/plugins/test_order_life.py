@@ -94,6 +94,17 @@ def test_a_story_is_in_the_order_of_time_and_the_ledger_decides_first() -> None:
     ]
 
 
+def test_within_a_millisecond_what_was_executed_comes_before_the_ledgers_line_that_books_it() -> None:
+    lines = ("order.accepted: buy", "order.dispatched", "order.fill: trade t7", "order.filled")
+    by_host: dict[str, dict[str, Any]] = {
+        "app1": {"events": [{"at": 2.0, "source": "log blue", "text": "order: outcome accepted"}]},
+        "data1": {"events": [{"at": 2.0004, "source": "audit", "text": text} for text in lines]},
+        "mon1": {"events": [{"at": 2.0, "source": "venue", "text": "executed 0.001, trade t7"}]},
+    }
+    told = [line.split(maxsplit=4)[4].removeprefix("blue").strip() for line in story("alice", "a1", by_host, {})]
+    assert told == [*lines[:2], "executed 0.001, trade t7", *lines[2:], "order: outcome accepted"]
+
+
 def test_an_order_that_nobody_knows_is_said_to_be_so() -> None:
     assert story("alice", "a1", {}, {}) == ["Nobody has written anything of the order a1 of alice: is it the right account?"]
 
