@@ -25,7 +25,7 @@ if _MODULE_UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_MODULE_UTILS)
 
 from ansible.module_utils import rollout, state_files
-from ansible.module_utils.run_owner import gone, owner
+from ansible.module_utils.run_owner import owner
 
 _ARGUMENTS = {
     "step": {
@@ -41,6 +41,7 @@ _ARGUMENTS = {
     "outcome": {"type": "str"},
     "preempt": {"type": "bool", "default": False},
     "mark": {"type": "bool", "default": False},
+    "started": {"type": "int", "default": 0},
     "kind": {"type": "str", "default": "canary"},
     "action": {"type": "str", "choices": ["pause", "resume", "promote", "abort"]},
     "agent": {"type": "str", "default": "/usr/local/sbin/trading-bot-release"},
@@ -76,9 +77,9 @@ class ActionModule(ActionBase):
         playbook = os.getppid()
         walk = rollout.Rollout(directory, agents, say, wanted=lambda: os.getppid() == playbook)
         if step == "begin":
-            self._begin(walk, given)
+            walk.begin(given["kind"], given["preempt"])
         elif step == "rollback":
-            return {"seconds": walk.roll_back(given["reasons"], given["mark"])}
+            return {"seconds": walk.roll_back(given["reasons"], given["mark"], started=given["started"])}
         elif step == "end":
             walk.end(given["outcome"], given["reasons"])
         elif step == "promote":
@@ -87,22 +88,6 @@ class ActionModule(ActionBase):
             outcome = walk.stage(rollout.Stage(**given["stage"])) if step == "stage" else getattr(walk, step)()
             return {"outcome": outcome.outcome, "reasons": list(outcome.reasons)}
         return {"id": walk.spec["id"], "directory": str(directory), "rollout": walk.spec}
-
-    def _begin(self, walk: rollout.Rollout, given: Mapping[str, Any]) -> None:
-        """Take the lock; wait for the end of one whose owner was a process of this machine that is no more."""
-        while True:
-            try:
-                return walk.begin(given["kind"], given["preempt"])
-            except rollout.Locked as error:
-                left = error.lock.get("expires_at", 0) - time.time()
-                if not gone(str(error.lock.get("owner"))):
-                    raise
-                if error.lock.get("kind") not in ("canary", "rollback"):
-                    # No account is on trial, so there is nothing that a watchdog would have to do first.
-                    walk.agents.ask("unlock", {error.lock["on"]: {"token": error.lock["token"]}})
-                    continue
-                say(f"{error.lock['owner']} is gone; its lock ends in {max(left, 0):.0f} s")
-                time.sleep(min(max(left, 0.2), 5))
 
     def _command(self, given: Mapping[str, Any]) -> dict[str, Any]:
         agents = LoadBalancers(self, self._hostvars, given["load_balancers"], given["agent"])

@@ -20,6 +20,7 @@ from typing import Any, Optional, Protocol
 from .evidence import Counters, StageEvidence
 from .judge import FAIL, INSUFFICIENT, PASS, Memory, Plan, Verdict, judge, standard_plan
 from .map_files import replace_text
+from .run_owner import gone
 from .state_files import stamp
 
 #: Seconds that the lock lasts between two steps, while the playbook does something else.
@@ -149,7 +150,25 @@ class Rollout:
     # --- the steps ---------------------------------------------------------------------------------------------
 
     def begin(self, kind: str = "canary", preempt: bool = False) -> None:
-        """Take the lock on every load balancer, or on none. Raises Locked, or RolloutError where one is out of reach."""
+        """Take the lock on every load balancer, or on none. Raises Locked, or RolloutError where one is out of reach.
+
+        The lock of a process of this machine that is no more is not in the way for longer than its watchdog needs.
+        """
+        while True:
+            try:
+                return self._begin(kind, preempt)
+            except Locked as error:
+                if not gone(str(error.lock.get("owner"))):
+                    raise
+                if error.lock.get("kind") not in ("canary", "rollback"):
+                    # No account is on trial, so there is nothing that a watchdog would have to do first.
+                    self._one(error.lock["on"], "unlock", {"token": error.lock["token"]})
+                    continue
+                left = error.lock.get("expires_at", 0) - self._clock()
+                self._say(f"{error.lock['owner']} is gone; its lock ends in {max(left, 0):.0f} s")
+                self._sleep(min(max(left, 0.2), 5))
+
+    def _begin(self, kind: str, preempt: bool) -> None:
         wanted = {"owner": self.spec["owner"], "rollout": self.spec["id"], "kind": kind, "ttl": BETWEEN_STEPS}
         token = 0
         held: dict[str, int] = {}
@@ -232,8 +251,12 @@ class Rollout:
             if isinstance(answer, AgentError):
                 self._say(f"{name}: the lock could not be given back and ends by itself: {answer}")
 
-    def roll_back(self, reasons: Sequence[str], mark: bool, verdict: Optional[Mapping[str, Any]] = None) -> float:
+    def roll_back(
+        self, reasons: Sequence[str], mark: bool, verdict: Optional[Mapping[str, Any]] = None, started: int = 0
+    ) -> float:
         """All accounts back to the stable slot on every load balancer; the seconds that it took.
+
+        Where the slot was started for it on as many hosts as ``started``, each load balancer is given 2 s to find them up.
 
         What goes wrong with one of them does not keep the others from it. Raises RolloutError at the end if one that
         serves could not be turned back; its watchdog does that when the lock ends.
@@ -241,7 +264,7 @@ class Rollout:
         began = self._clock()
         decided = {"decided_at": stamp(began), "reasons": list(reasons), "verdict": dict(verdict or {})}
         answers = self._set(
-            {"stable": self.stable, "canary": self.canary, "cut": 0, "min_up": 0, "journal": decided},
+            {"stable": self.stable, "canary": self.canary, "cut": 0, "min_up": started, "anyway": True, "journal": decided},
             {"shadow": "", "releases": {self.stable: self.spec["from"]["release_id"], self.canary: "none"}},
         )
         seconds = self._clock() - began

@@ -46,6 +46,12 @@ options:
     description: For C(rollback), mark the release that is left as bad.
     type: bool
     default: false
+  started:
+    description: >-
+      For C(rollback), on how many hosts the release was started for it and is ready. Each load balancer is given 2 s to find them
+      up, and goes on in any case.
+    type: int
+    default: 0
   outcome:
     description: For C(end), how it ended.
     type: str

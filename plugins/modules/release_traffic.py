@@ -141,7 +141,9 @@ def _present(module: AnsibleModule, balancer: LoadBalancer) -> dict[str, Any]:
         if module.check_mode:
             differs = read(balancer)[2]
         else:
-            wait_up(change, module.params["min_up"], module.params["up_timeout"])
+            lacks = wait_up(change, module.params["min_up"], module.params["up_timeout"])
+            if lacks:
+                raise HaproxyError(f"{lacks}; nothing was changed")
             differs = make(change)
             if not change.on_disk:
                 raise TrafficError("; ".join(change.warnings))

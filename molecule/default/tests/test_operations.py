@@ -257,18 +257,26 @@ def test_a_deployment_that_one_load_balancer_cannot_take_moves_nobody(fleet: Fle
         assert_idle_is_stopped(fleet)
 
 
-def test_what_is_held_by_another_run_is_left_alone(fleet: Fleet, shared_config: dict[str, Any]) -> None:
-    agent = "trading-bot-release"
+def take_lock(balancer: str) -> int:
+    """Ann's, from whoever has it."""
     asked = json.dumps({"owner": "ann@desk", "rollout": "r7", "kind": "deploy", "ttl": 600, "preempt": True})
+    return int(json.loads(on_host(balancer, f"echo '{asked}' | trading-bot-release acquire"))["token"])
+
+
+def give_lock(balancer: str, token: int) -> None:
+    on_host(balancer, f"""echo '{{"token": {token}}}' | trading-bot-release unlock""")
+
+
+def test_what_is_held_by_another_run_is_left_alone(fleet: Fleet, shared_config: dict[str, Any]) -> None:
     wanted = {**shared_config, "risk": {**shared_config["risk"], "max_leverage": 2.3}}
-    token = json.loads(on_host("lb2", f"echo '{asked}' | {agent} acquire"))["token"]
+    token = take_lock("lb2")
     try:
         for playbook in ("deploy.yml", "update-config.yml"):
             run = fleet.play(playbook, "-e", json.dumps({"release_config": wanted}))
             assert_refused(run, "Somebody else is at it", "deploy r7 of ann@desk holds", "lb2")
         assert fleet.status()["held"][0].startswith("deploy r7 of ann@desk holds lb2 for ")
     finally:
-        on_host("lb2", f"""echo '{{"token": {token}}}' | {agent} unlock""")
+        give_lock("lb2", token)
     # The other load balancer gave its lock, and has it back.
     assert fleet.status()["held"] == []
 
@@ -292,6 +300,30 @@ def test_of_two_deployments_at_once_one_is_refused_and_one_is_whole(fleet: Fleet
     assert fleet.play("deploy.yml").code == 0
     assert fleet.served()[0] == before
     assert fleet.status()["held"] == []
+    assert_nothing_lost(load)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("playbook", ["restart-service.yml", "update-config.yml"])
+def test_a_run_that_is_overtaken_goes_no_further_and_one_that_insists_takes_over(
+    fleet: Fleet, shared_config: dict[str, Any], playbook: str
+) -> None:
+    wanted = {**shared_config, "risk": {**shared_config["risk"], "max_leverage": 2.43}}
+    arguments = ["-e", json.dumps({"release_config": wanted})] if playbook == "update-config.yml" else []
+    load = fleet.load(rate=20, count=100_000, name=f"overtaken-{playbook}")
+    served = fleet.served()
+    overtaken = fleet.start(playbook, *arguments)
+    wait_for(lambda: "lock | Check that it is ours" in overtaken.printed(), 120, "it has the lock")
+    token = take_lock("lb1")
+    assert_refused(overtaken.finish(), "The lock is not this run's any more", "lb1", "ann@desk")
+    assert operations("app2", 1)[0]["result"] == "failed"
+    assert fleet.served() == served
+    insists = fleet.play(playbook, *arguments, "-e", "release_preempt=true")
+    assert insists.code == 0, insists.output
+    assert fleet.status()["held"] == []
+    with pytest.raises(subprocess.CalledProcessError):
+        give_lock("lb1", token)
+    assert fleet.play("deploy.yml").code == 0
     assert_nothing_lost(load)
 
 

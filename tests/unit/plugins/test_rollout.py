@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,7 @@ from ansible.module_utils.rollout import (
     compared,
     tell_difference,
 )
+from ansible.module_utils.run_owner import owner
 from plugin_testing import Haproxy, Nats
 from test_agent import Balancer, bucket_says
 
@@ -280,6 +282,21 @@ def test_a_second_rollout_is_told_whose_the_first_is(fleet: Fleet) -> None:
     with pytest.raises(Locked, match="ann@desk pid 1") as refused:
         fleet.walk(owner="bob@desk pid 2", id="r2")
     assert refused.value.lock["owner"] == "ann@desk pid 1"
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("deploy", False), ("canary", True)])
+def test_the_lock_of_a_run_of_this_machine_that_is_over_is_in_nobodys_way(fleet: Fleet, kind: str, waits: bool) -> None:
+    over = subprocess.Popen(["true"])
+    over.wait()
+    dead = f"{owner().partition(' pid ')[0]} pid {over.pid}"
+    assert fleet.balancer.run("acquire", owner=dead, rollout="r0", kind=kind, ttl=12)["ok"]
+    began = fleet.balancer.clock.now.wall
+    fleet.walk()
+    assert fleet.balancer.run("status")["lock"]["rollout"] == "r1"
+    waited = fleet.balancer.clock.now.wall - began
+    # Where accounts may be on trial, the watchdog has to look first.
+    assert waited >= 12 if waits else waited < 1
+    assert [line for line in fleet.said if "is gone" in line] == ([] if not waits else fleet.said)
 
 
 def test_one_who_was_overtaken_changes_nothing_any_more(fleet: Fleet) -> None:
