@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from conftest import APPS, DATA, Fleet, on_host
 from test_configuration import CALM, SETTINGS
+from test_operations import assert_refused
 from test_orders import taken
 from test_paper_venue import within
-from test_rollouts import assert_nothing_lost
+from test_rollouts import assert_nothing_lost, wait_for
 
 #: Below the version that it follows, and not so far that another package breaks with it.
 OLDER = "~older"
@@ -52,7 +53,12 @@ def test_no_order_fails_while_docker_is_upgraded_on_every_app_host(fleet: Fleet)
     install_older("app2", "docker.io")
     began = {host: since(host, "docker") for host in APPS}
     load = fleet.load(rate=CALM, count=1_000_000, name="upgrade-docker")
-    upgrade(fleet, "docker", upgrade_restart=True)
+    run = fleet.start("upgrade.yml", "-e", json.dumps({**SETTINGS, "upgrade_what": "docker", "upgrade_restart": True}))
+    wait_for(lambda: "lock | Check that it is ours" in run.printed(), 120, "it has the lock")
+    assert_refused(fleet.play("deploy.yml"), "Somebody else is at it", "upgrade docker of")
+    upgraded = run.finish()
+    assert upgraded.code == 0, upgraded.output
+    assert fleet.status()["held"] == []
     assert_nothing_lost(load)
     assert fleet.served() == before
     assert OLDER not in installed("app2", "docker.io")
