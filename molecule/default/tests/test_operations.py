@@ -335,6 +335,20 @@ def test_an_inventory_with_no_app_host_is_refused(fleet: Fleet, tmp_path: Path) 
 
 
 @pytest.mark.long
+def test_settings_that_restart_docker_are_not_put_on_every_app_host_at_once(fleet: Fleet) -> None:
+    more = (
+        "-e",
+        json.dumps({"docker_engine_options": {"log-driver": "local", "live-restore": True, "max-concurrent-uploads": 3}}),
+    )
+    before = {host: on_host(host, "cat /etc/docker/daemon.json") for host in APPS}
+    assert_refused(fleet.play("site.yml", "-l", "app", *more), "Run it for one host after the other: -l app1", "log-opts")
+    assert before == {host: on_host(host, "cat /etc/docker/daemon.json") for host in APPS}
+    one = fleet.play("site.yml", "-l", "app2", *more, "--check")
+    assert one.code == 0, one.output
+    assert one.changed["app2"] > 0
+
+
+@pytest.mark.long
 def test_a_load_balancer_comes_and_goes_and_no_order_fails(fleet: Fleet) -> None:
     load = fleet.load(rate=60, count=1_000_000, name="balancers")
     for playbook, *more in (["lab/create.yml"], ["site.yml", "-l", "lb"], ["update-lb.yml"]):
