@@ -8,8 +8,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -369,31 +367,6 @@ def test_nobody_goes_to_a_slot_without_a_server_and_everybody_may_come_back(lb: 
     assert "green has 0 (none), 1 must be up" in found["error"]
     assert lb.run("cut", token=token, cut=0)["ok"]
     assert lb.running == 0
-
-
-def test_a_way_back_to_what_was_just_started_gives_haproxy_time_to_find_it_and_goes_in_any_case(lb: Balancer) -> None:
-    token = lb.canary()
-    runtime = RuntimeSocket(str(lb.haproxy.socket))
-
-    def put(state: str) -> None:
-        for name in ("app1", "app2"):
-            runtime.do(f"set server slot_green/{name} state {state}")
-
-    back = {"token": token, "stable": "green", "canary": "blue", "cut": 0, "min_up": 2, "anyway": True}
-    put("maint")
-    found_up = threading.Timer(0.5, put, ["ready"])
-    found_up.start()
-    began = time.monotonic()
-    went = lb.run("cut", **back, up_timeout=30)
-    assert (went["ok"], went["warnings"]) == (True, []), went
-    assert time.monotonic() - began >= 0.5
-    found_up.join()
-
-    lb.run("cut", token=token, stable="blue", canary="green")
-    put("maint")
-    went = lb.run("cut", **back, up_timeout=0.1)
-    assert (went["ok"], went["after"]["stable"]) == (True, "green"), went
-    assert "green has 0 (none), 2 must be up" in went["warnings"][0]
 
 
 def test_without_haproxy_the_canary_can_only_lose_accounts(lb: Balancer) -> None:

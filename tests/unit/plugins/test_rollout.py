@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.haproxy import RuntimeSocket
 from ansible.module_utils.judge import FAIL, INSUFFICIENT, PASS
 from ansible.module_utils.rollout import (
     ABORT,
@@ -275,6 +277,34 @@ def test_the_way_back_does_not_wait_for_a_load_balancer_that_cannot_be_steered(f
     with pytest.raises(RolloutError, match="lb2 could not be turned back"):
         back.roll_back(["bob says so"], mark=False)
     assert fleet.balancer.running == 0
+
+
+def test_the_way_back_to_what_was_just_started_gives_haproxy_time_to_find_it_and_goes_in_any_case(fleet: Fleet) -> None:
+    runtime = RuntimeSocket(str(fleet.balancer.haproxy.socket))
+
+    def put(slot: str, state: str) -> None:
+        for name in ("app1", "app2"):
+            runtime.do(f"set server slot_{slot}/{name} state {state}")
+
+    def moved() -> dict[str, Any]:
+        entries: list[dict[str, Any]] = fleet.balancer.run("status")["journal"]
+        return [entry for entry in entries if entry.get("phase") == "done"][-1]
+
+    old, new = fleet.spec["from"], fleet.spec["to"]
+    walk = fleet.walk(**{"from": new, "to": old})
+    put("green", "maint")
+    found_up = threading.Timer(0.5, put, ["green", "ready"])
+    found_up.start()
+    began = time.monotonic()
+    walk.roll_back(["bob says so"], mark=False, started=2)
+    assert time.monotonic() - began >= 0.5
+    found_up.join()
+    assert (moved()["after"]["stable"], moved().get("warnings")) == ("green", None)
+
+    put("blue", "maint")
+    fleet.walk(id="r2", preempt=True).roll_back(["bob says so"], mark=False, started=2)
+    assert moved()["after"]["stable"] == "blue"
+    assert "blue has 0 (none), 2 must be up" in moved()["warnings"][0]
 
 
 def test_a_second_rollout_is_told_whose_the_first_is(fleet: Fleet) -> None:
