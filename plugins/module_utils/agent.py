@@ -166,10 +166,7 @@ class Agent:
                     raise Refused("unreachable", f"no HAProxy answers on {self.runtime.path}; nothing was changed")
                 if lock.expired(now):
                     raise Refused("fenced", f"the lock of {lock.owner} has expired; renew it first", lock=lock.as_dict())
-                lacks = wait_up(change, int(request.get("min_up", 1)), float(request.get("up_timeout", 2.0)))
-                if lacks and not request.get("anyway"):
-                    raise HaproxyError(f"{lacks}; nothing was changed")
-                change.warnings += [lacks] if lacks else []
+                wait_up(change, int(request.get("min_up", 1)), float(request.get("up_timeout", 2.0)))
             more = request.get("journal") or {}
             by, tells = str(request.get("by") or "control"), bool(request.get("kv"))
             result = self.turn(change, shadow, releases, retreats, by, token, lock.rollout, started, tells, more)

@@ -214,29 +214,29 @@ def plan(balancer: LoadBalancer, changes: Mapping[str, Any], allow_stopped: bool
     )
 
 
-def wait_up(change: Change, min_up: int, timeout: float) -> str:
-    """Until every slot that is to get more accounts has enough servers up; in words what is lacking after the timeout."""
-    if change.running_before is None or not min_up:
-        return ""
+def wait_up(change: Change, min_up: int, timeout: float) -> None:
+    """Until every slot that is to get more accounts has enough servers that are up; raises HaproxyError after the timeout."""
+    if change.running_before is None:
+        return
     now = traffic_of_maps(change.running_before, defaults=True)
     assert now is not None
     slots = gaining(now, change.target)
     deadline = time.monotonic() + timeout
-    while slots:
+    while slots and min_up:
         servers = change.balancer.runtime.servers()
         prefix = change.balancer.backend_prefix
         up = {slot: [s for s in servers if s.backend == f"{prefix}{slot}" and s.serves] for slot in slots}
         if all(len(found) >= min_up for found in up.values()):
-            break
+            return
         if time.monotonic() >= deadline:
             each = ", ".join(
                 f"{slot} has {len(found)} ({', '.join(s.name for s in found) or 'none'})" for slot, found in up.items()
             )
-            return (
-                f"HAProxy does not find enough servers up after {timeout:g} s to send accounts there: {each}, {min_up} must be up"
+            raise HaproxyError(
+                f"HAProxy does not find enough servers up after {timeout:g} s to send accounts there:"
+                f" {each}, {min_up} must be up; nothing was changed"
             )
         time.sleep(_POLL)
-    return ""
 
 
 def _in_order(steps: list[Step], *doers: Callable[[Step], None]) -> None:

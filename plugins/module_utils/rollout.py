@@ -263,10 +263,11 @@ class Rollout:
         """
         began = self._clock()
         decided = {"decided_at": stamp(began), "reasons": list(reasons), "verdict": dict(verdict or {})}
-        answers = self._set(
-            {"stable": self.stable, "canary": self.canary, "cut": 0, "min_up": started, "anyway": True, "journal": decided},
-            {"shadow": "", "releases": {self.stable: self.spec["from"]["release_id"], self.canary: "none"}},
-        )
+        maps = {"stable": self.stable, "canary": self.canary, "cut": 0, "journal": decided}
+        bus = {"shadow": "", "releases": {self.stable: self.spec["from"]["release_id"], self.canary: "none"}}
+        answers = self._set({**maps, "min_up": started}, bus)
+        if started and any(isinstance(answer, AgentError) and answer.code != "fenced" for answer in answers.values()):
+            answers = self._set({**maps, "min_up": 0}, bus)
         seconds = self._clock() - began
         left: dict[str, Any] = {name: "it could not be reached" for name in self.agents.names if name not in self._tokens}
         left.update({name: answer for name, answer in answers.items() if isinstance(answer, AgentError)})

@@ -141,9 +141,7 @@ def _present(module: AnsibleModule, balancer: LoadBalancer) -> dict[str, Any]:
         if module.check_mode:
             differs = read(balancer)[2]
         else:
-            lacks = wait_up(change, module.params["min_up"], module.params["up_timeout"])
-            if lacks:
-                raise HaproxyError(f"{lacks}; nothing was changed")
+            wait_up(change, module.params["min_up"], module.params["up_timeout"])
             differs = make(change)
             if not change.on_disk:
                 raise TrafficError("; ".join(change.warnings))

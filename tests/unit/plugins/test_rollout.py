@@ -299,12 +299,11 @@ def test_the_way_back_to_what_was_just_started_gives_haproxy_time_to_find_it_and
     walk.roll_back(["bob says so"], mark=False, started=2)
     assert time.monotonic() - began >= 0.5
     found_up.join()
-    assert (moved()["after"]["stable"], moved().get("warnings")) == ("green", None)
+    assert moved()["after"]["stable"] == "green"
 
     put("blue", "maint")
     fleet.walk(id="r2", preempt=True).roll_back(["bob says so"], mark=False, started=2)
     assert moved()["after"]["stable"] == "blue"
-    assert "blue has 0 (none), 2 must be up" in moved()["warnings"][0]
 
 
 def test_a_second_rollout_is_told_whose_the_first_is(fleet: Fleet) -> None:
