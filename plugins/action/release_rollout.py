@@ -79,6 +79,8 @@ class ActionModule(ActionBase):
         if step == "begin":
             walk.begin(given["kind"], given["preempt"])
         elif step == "rollback":
+            # The release may have been waited for as long as the lock lasts.
+            walk.renew()
             return {"seconds": walk.roll_back(given["reasons"], given["mark"], started=given["started"])}
         elif step == "end":
             walk.end(given["outcome"], given["reasons"])

@@ -256,7 +256,7 @@ class Rollout:
     ) -> float:
         """All accounts back to the stable slot on every load balancer; the seconds that it took.
 
-        Where the slot was started for it on as many hosts as ``started``, each load balancer is given 2 s to find them up.
+        Where the slot was started for it on as many hosts as ``started``, the load balancers are given up to 2 s to find them up.
 
         What goes wrong with one of them does not keep the others from it. Raises RolloutError at the end if one that
         serves could not be turned back; its watchdog does that when the lock ends.
@@ -265,7 +265,7 @@ class Rollout:
         decided = {"decided_at": stamp(began), "reasons": list(reasons), "verdict": dict(verdict or {})}
         maps = {"stable": self.stable, "canary": self.canary, "cut": 0, "journal": decided}
         bus = {"shadow": "", "releases": {self.stable: self.spec["from"]["release_id"], self.canary: "none"}}
-        answers = self._set({**maps, "min_up": started}, bus)
+        answers = self._set({**maps, "min_up": started, "up_timeout": 1}, bus)
         if started and any(isinstance(answer, AgentError) and answer.code != "fenced" for answer in answers.values()):
             answers = self._set({**maps, "min_up": 0}, bus)
         seconds = self._clock() - began
@@ -523,10 +523,14 @@ class Rollout:
             **self._noted,
         }
         self._all("note", {"rollout": told})
+        self.renew()
+        self._keep()
+
+    def renew(self) -> None:
+        """The lock for as long as the playbook may need until the next step. Raises TakenOver."""
         for name, answer in self._all("renew", {"ttl": BETWEEN_STEPS}).items():
             if isinstance(answer, AgentError) and answer.code == "fenced":
                 raise TakenOver(f"{name}: {answer}")
-        self._keep()
 
     # --- the directory, and what people read --------------------------------------------------------------------
 

@@ -48,8 +48,8 @@ options:
     default: false
   started:
     description: >-
-      For C(rollback), on how many hosts the release was started for it and is ready. Each load balancer is given 2 s to find them
-      up, and goes on in any case.
+      For C(rollback), on how many hosts the release was started for it and is ready. The load balancers are given up to 2 s to
+      find them up, and go on in any case.
     type: int
     default: 0
   outcome:
