@@ -309,7 +309,8 @@ def test_a_run_that_is_overtaken_goes_no_further_and_one_that_insists_takes_over
     fleet: Fleet, shared_config: dict[str, Any], playbook: str
 ) -> None:
     wanted = {**shared_config, "risk": {**shared_config["risk"], "max_leverage": 2.43}}
-    arguments = ["-e", json.dumps({"release_config": wanted})] if playbook == "update-config.yml" else []
+    given = {"release_config": wanted} if playbook == "update-config.yml" else {"release_min_healthy": 1}
+    arguments = ["-e", json.dumps(given)]
     load = fleet.load(rate=20, count=100_000, name=f"overtaken-{playbook}")
     served = fleet.served()
     overtaken = fleet.start(playbook, *arguments)
