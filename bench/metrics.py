@@ -71,7 +71,7 @@ async def span(app: App, run: str, pairs: int, seconds: float) -> dict[str, Use]
     pid = app.process.pid
     asked: list[asyncio.Future[Any]] = []
     found = {"with": Use(), "without": Use()}
-    async with orders.busy(app.port, run) as shots:
+    async with orders.busy(app.port, run, 64) as shots:
         for pair in range(pairs):
             for kind in list(found)[:: 1 if pair % 2 else -1]:
                 app.process.send_signal(signal.SIGUSR1 if kind == "with" else signal.SIGUSR2)
